@@ -186,7 +186,7 @@ request_object! {
         #[schema(min_length = 1, max_length = 100, example = json!(null))]
         timestamp_header: Option<String> = nullable(read_header),
         /// Name of a header with the id of the delivery: a repeat with the same id starts no second run. Only for presets
-        /// whose deliveries have no id of their own: `hmac`, `basic`, `header` and `none`.
+        /// whose deliveries have no id of their own.
         #[schema(min_length = 1, max_length = 100, example = json!(null))]
         dedupe_header: Option<String> = nullable(read_header),
         /// The same, as an expression: `${trigger.body.id}`.

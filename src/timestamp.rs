@@ -1,5 +1,7 @@
 //! Timestamps on the wire and in the shared tables.
 
+use std::time::Duration;
+
 use chrono::{DateTime, NaiveDateTime, SecondsFormat, SubsecRound, Utc};
 use serde::{Serialize, Serializer};
 
@@ -21,7 +23,7 @@ impl Timestamp {
 
     /// The instant that is this much later than now, for those who read it.
     #[must_use]
-    pub fn after_now(time: std::time::Duration) -> Self {
+    pub fn after_now(time: Duration) -> Self {
         Self(Self::now().0 + time)
     }
 
@@ -59,6 +61,17 @@ impl Serialize for Timestamp {
     }
 }
 
+/// Value of `Retry-After`: seconds, or an HTTP date.
+#[must_use]
+pub fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::from(u32::MAX))));
+    }
+    let at = DateTime::parse_from_rfc2822(value).ok()?;
+    (at.with_timezone(&Utc) - now).to_std().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +88,18 @@ mod tests {
         ] {
             let utc: NaiveDateTime = given.parse().expect("a literal");
             assert_eq!(Timestamp::from(utc).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now: DateTime<Utc> = "2026-11-28T10:00:00Z".parse().expect("a time");
+        let secs = |value| retry_after(value, now).map(|time| time.as_secs());
+        assert_eq!(secs("120"), Some(120));
+        assert_eq!(secs("Sat, 28 Nov 2026 10:05:00 GMT"), Some(300));
+        assert_eq!(secs("99999999999999999999999"), Some(u64::from(u32::MAX)));
+        for wrong in ["", "-5", "soon", "Sat, 28 Nov 2026 09:00:00 GMT", "1.5"] {
+            assert_eq!(secs(wrong), None, "{wrong}");
         }
     }
 }

@@ -174,6 +174,17 @@ impl Config {
 /// Texts by name.
 pub type Labels = BTreeMap<String, String>;
 
+/// Configuration of a trigger, as its kind has it: what [`Config::read`] reads.
+#[derive(utoipa::ToSchema)]
+#[schema(as = TriggerConfig)]
+#[serde(untagged)]
+pub enum ConfigBody {
+    /// Of a schedule.
+    Schedule(schedule::ScheduleBody),
+    /// Of a webhook trigger.
+    Webhook(crate::inbound::ConfigBody),
+}
+
 request_object! {
     /// Body of a create request.
     #[schema(as = CreateTriggerRequest, example = json!({"name": "monday-report", "kind": "schedule",
@@ -209,7 +220,7 @@ request_object! {
         #[schema(max_length = 1000)]
         note: Option<String> = nullable(read_note),
         /// When it fires, as its kind has it.
-        #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
+        #[schema(value_type = ConfigBody)]
         config: Box<RawValue> = required(Node::free_object),
     }
 }
@@ -243,7 +254,7 @@ request_object! {
         #[schema(value_type = Option<String>, max_length = 1000)]
         note: Patch<String> = patch(read_note),
         /// When it fires, replaced as a whole.
-        #[schema(nullable = false, value_type = Option<std::collections::HashMap<String, serde_json::Value>>)]
+        #[schema(nullable = false, value_type = Option<ConfigBody>)]
         config: Option<Box<RawValue>> = patch_not_null(Node::free_object),
     }
 }

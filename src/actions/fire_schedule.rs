@@ -193,7 +193,8 @@ impl<'a> Evaluation<'a> {
         if let (Some(members), serde_json::Value::Object(more)) = (data.as_object_mut(), more) {
             members.extend(more);
         }
-        db::webhook_events::record(conn, &trigger.organization(), event, None, &to_raw(&data)).await?;
+        let (organization, workflow) = (trigger.organization(), &trigger.workflow_name);
+        db::webhook_events::record_of_workflow(conn, &organization, event, workflow, &to_raw(&data)).await?;
         Ok(())
     }
 
@@ -240,13 +241,6 @@ impl<'a> Evaluation<'a> {
             |nominal: &DateTime<Utc>| firing(self.trigger, *nominal, run_id(self.trigger.id, *nominal), Cause::Event);
         let firings: Vec<Firing> = nominals.iter().map(of).collect();
         let outcomes = fire_trigger::fire(conn, self.firer, self.trigger, &firings).await?;
-        for (firing, outcome) in firings.iter().zip(&outcomes) {
-            if let Outcome::Failed(failure) = outcome {
-                let at = Timestamp::from(firing.at);
-                let why = json!({"count": 1, "from": at, "until": at, "reason": failure.reason});
-                self.tell(conn, "schedule.missed", why).await?;
-            }
-        }
         let count = i32::try_from(outcomes.len()).unwrap_or(i32::MAX);
         self.state.remaining = self.state.remaining.map(|remaining| remaining.saturating_sub(count).max(0));
         self.outcomes.extend(outcomes);

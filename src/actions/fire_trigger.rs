@@ -150,7 +150,8 @@ impl From<Overloaded> for FireError {
 /// Fires a trigger: starts a run for each firing, records the outcomes, and counts them. The outcomes are in the order of
 /// the firings. Nothing is committed, and the messages are sent by whichever process sweeps the outbox.
 ///
-/// No two firings may have the same run id. At most 500 at a time.
+/// No two firings may have the same run id. At most 500 at a time. The caller has locked the row of the trigger, before any
+/// other lock: those of the quota and of the keys of flow control follow here, and the row is written at the end.
 pub async fn fire(
     conn: &mut PgConnection,
     firer: Firer<'_>,
@@ -168,8 +169,38 @@ pub async fn fire(
         ("failed_to_start", count(|one| matches!(one, Outcome::Failed(_)))),
     ];
     let counts: Vec<_> = counts.into_iter().filter(|(_, number)| *number > 0).collect();
-    db::triggers::record(conn, trigger.id, NewFirings { firings: &rows, counts: &counts }).await?;
+    db::triggers::record(&mut *conn, trigger.id, NewFirings { firings: &rows, counts: &counts }).await?;
+    tell(conn, trigger, firings, &outcomes).await?;
     Ok(outcomes)
+}
+
+/// Records events of the firings that have started no run, one for each reason. A chain of runs that is too long ends here:
+/// if such events make it longer, another one would go on with it.
+async fn tell(
+    conn: &mut PgConnection,
+    trigger: &TriggerRow,
+    firings: &[Firing],
+    outcomes: &[Outcome],
+) -> Result<(), db::Error> {
+    let mut told: Vec<(&Firing, &Failure, usize)> = Vec::new();
+    for (firing, outcome) in firings.iter().zip(outcomes).filter(|(firing, _)| firing.depth <= MAX_CHAIN) {
+        let Outcome::Failed(failure) = outcome else { continue };
+        match told.iter_mut().find(|(_, known, _)| known.reason == failure.reason) {
+            Some(known) => *known = (firing, failure, known.2 + 1),
+            None => told.push((firing, failure, 1)),
+        }
+    }
+    for (Firing { at, depth, .. }, Failure { reason, detail }, count) in told {
+        let TriggerRow { id, kind, name, workflow_name, workflow_version, .. } = trigger;
+        let data = crate::input::to_raw(&serde_json::json!({
+            "trigger": {"kind": kind, "id": id, "name": name, "at": Timestamp::from(*at), "depth": depth},
+            "workflow": {"name": workflow_name, "version": workflow_version},
+            "reason": reason, "detail": detail, "count": count,
+        }));
+        let (organization, event) = (trigger.organization(), "trigger.failed_to_start");
+        db::webhook_events::record_of_workflow(&mut *conn, &organization, event, workflow_name, &data).await?;
+    }
+    Ok(())
 }
 
 /// The firing as it is kept.

@@ -1,4 +1,4 @@
-//! Import of agents, workflows and triggers from a document, atomically.
+//! Import of agents, workflows, triggers and webhooks from a document, atomically.
 //!
 //! Credentials that the document omits keep their stored values: `auth_config` of an agent, and user, password and
 //! query values of its URL. A new agent needs those that its `auth_type` requires.
@@ -15,6 +15,7 @@ use super::{
     save_agent::{self, SaveAgentError},
     save_trigger::{self, SaveTriggerError},
     save_workflow::SaveWorkflowError,
+    webhooks::{self, NewWebhook, SaveWebhookError},
 };
 use crate::{
     access::Countable,
@@ -40,6 +41,7 @@ pub struct Import {
     agents: Vec<Entry<AgentPatch>>,
     workflows: Vec<Entry<NewWorkflow>>,
     triggers: Vec<Entry<NewTrigger>>,
+    webhooks: Vec<Entry<NewWebhook>>,
     /// For agents that are new.
     defaults: Defaults,
 }
@@ -76,11 +78,18 @@ pub struct Names {
     /// Names of triggers.
     #[serde(default)]
     pub triggers: Vec<String>,
+    /// Names of webhooks.
+    #[serde(default)]
+    pub webhooks: Vec<String>,
 }
 
 impl Import {
-    /// Parses a document.
-    pub fn parse(body: &RawValue, defaults: &Defaults) -> Read<Self> {
+    /// Parses a document. `read_webhook` reads what the create request of a webhook has.
+    pub fn parse(
+        body: &RawValue,
+        defaults: &Defaults,
+        read_webhook: impl Fn(&RawValue) -> Read<NewWebhook>,
+    ) -> Read<Self> {
         let body = Object::body(body)?;
         let mut errors = Vec::new();
         body.required("format", &mut errors, |node| {
@@ -91,14 +100,21 @@ impl Import {
         let agents = body.defaulted("agents", &mut errors, Vec::new(), |node| entries(node, read_agent));
         let workflows = body.defaulted("workflows", &mut errors, Vec::new(), |node| entries(node, NewWorkflow::parse));
         let triggers = body.defaulted("triggers", &mut errors, Vec::new(), |node| entries(node, NewTrigger::parse));
+        let webhooks = body.defaulted("webhooks", &mut errors, Vec::new(), |node| entries(node, read_webhook));
         let defaults = defaults.clone();
-        if errors.is_empty() { Ok(Self { agents, workflows, triggers, defaults }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { agents, workflows, triggers, webhooks, defaults }) } else { Err(errors) }
     }
 
     /// Whether the document has triggers, which need a permission of their own.
     #[must_use]
     pub fn has_triggers(&self) -> bool {
         !self.triggers.is_empty()
+    }
+
+    /// Whether the document has webhooks, which need a permission of their own.
+    #[must_use]
+    pub fn has_webhooks(&self) -> bool {
+        !self.webhooks.is_empty()
     }
 }
 
@@ -244,17 +260,11 @@ pub async fn import(
             }
         }
     }
-    for (at, name) in switched_off {
-        let Some(agent) = db::agents::find_by_name(&mut *transaction, context.organization(), &name).await? else {
-            continue;
-        };
-        let patch = AgentPatch { status: Some(AgentStatus::Inactive), ..AgentPatch::default() };
-        match save_agent::update_in(&mut transaction, context, agent.id, patch).await {
-            Ok(_) => {}
-            Err(SaveAgentError::Db(error)) => return Err(error.into()),
-            Err(error) => report.errors.push(FieldError::rule(at, error)),
-        }
+    for webhook in document.webhooks {
+        in_time()?;
+        put_webhook(&mut transaction, context, webhook, &mut report).await?;
     }
+    switch_off(&mut transaction, context, switched_off, &mut report).await?;
     report.errors.truncate(input::MAX_ERRORS);
     if report.errors.is_empty() && !dry_run {
         if let Some(key) = key {
@@ -264,6 +274,45 @@ pub async fn import(
         db::commit(transaction).await?;
     }
     Ok(report)
+}
+
+/// Deactivates agents that the document has as inactive.
+async fn switch_off(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    agents: Vec<(String, String)>,
+    report: &mut Report,
+) -> Result<(), db::Error> {
+    for (at, name) in agents {
+        let Some(agent) = db::agents::find_by_name(&mut *conn, context.organization(), &name).await? else {
+            continue;
+        };
+        let patch = AgentPatch { status: Some(AgentStatus::Inactive), ..AgentPatch::default() };
+        match save_agent::update_in(&mut *conn, context, agent.id, patch).await {
+            Ok(_) => {}
+            Err(SaveAgentError::Db(error)) => return Err(error),
+            Err(error) => report.errors.push(FieldError::rule(at, error)),
+        }
+    }
+    Ok(())
+}
+
+/// Sets the webhook of that name to the definition, and reports it.
+async fn put_webhook(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    Entry { at, name, wanted, .. }: Entry<NewWebhook>,
+    report: &mut Report,
+) -> Result<(), db::Error> {
+    match webhooks::put_in(conn, context, wanted).await {
+        Ok(webhooks::Put::Created) => report.created.webhooks.push(name),
+        Ok(webhooks::Put::Updated) => report.updated.webhooks.push(name),
+        Ok(webhooks::Put::Unchanged) => report.unchanged.webhooks.push(name),
+        Err(SaveWebhookError::Invalid(errors)) => report.errors.extend(relocated(errors, &at)),
+        Err(SaveWebhookError::Db(error)) => return Err(error),
+        Err(error) => report.errors.push(FieldError::rule(at, error)),
+    }
+    Ok(())
 }
 
 /// Result of putting a trigger.

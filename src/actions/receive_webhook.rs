@@ -348,6 +348,13 @@ async fn try_start(
     delivery: Option<&[u8]>,
 ) -> Result<Received, ReceiveError> {
     let mut transaction = db::begin(receiver.pool).await?;
+    // The trigger is as it is now, and stays so: it may have been deleted or paused since it was found. Its row comes before
+    // the other locks, as wherever a trigger fires.
+    let row = db::triggers::lock(&mut transaction, &row.organization(), row.id).await?;
+    let row = &row.ok_or(ReceiveError::NotFound)?;
+    if !row.enabled {
+        return Err(ReceiveError::Paused);
+    }
     if let Some(delivery) = delivery
         && let Some(run_id) = inbound::claim_delivery(&mut transaction, row.id, delivery, &firing.run_id).await?
     {

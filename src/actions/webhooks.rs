@@ -110,6 +110,15 @@ pub async fn create(
     context: Context<'_>,
     new: NewWebhook,
 ) -> Result<(WebhookRow, Secret), SaveWebhookError> {
+    db::in_transaction(pool, async |conn| create_in(conn, context, new).await).await
+}
+
+/// [`create`] inside of the caller's transaction.
+pub(super) async fn create_in(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    new: NewWebhook,
+) -> Result<(WebhookRow, Secret), SaveWebhookError> {
     let NewWebhook { definition, signature, secret } = new;
     check_url(context, &definition.url)?;
     let secret = secret.unwrap_or_else(|| Secret::random(signature));
@@ -143,17 +152,13 @@ pub async fn create(
         created_at: at,
         updated_at: at,
     };
-    db::in_transaction(pool, async |conn| {
-        context.claim(conn, &id.to_string()).await?;
-        if rows::count_alone(conn, context.organization()).await? >= MAX_WEBHOOKS {
-            return Err(SaveError::Other(Refused::TooMany));
-        }
-        rows::insert(conn, &row).await?;
-        let entity = Entity("webhook", id, &row.name);
-        context.record(conn, entity, "create", Change::to(&audited(&row, &sealed)), at).await?;
-        Ok(())
-    })
-    .await?;
+    context.claim(conn, &id.to_string()).await?;
+    if rows::count_alone(conn, context.organization()).await? >= MAX_WEBHOOKS {
+        return Err(SaveError::Other(Refused::TooMany));
+    }
+    rows::insert(conn, &row).await?;
+    let entity = Entity("webhook", id, &row.name);
+    context.record(conn, entity, "create", Change::to(&audited(&row, &sealed)), at).await?;
     Ok((row, secret))
 }
 
@@ -167,58 +172,107 @@ pub async fn update(
     db::in_transaction(pool, async |conn| {
         let current = lock(conn, context, id).await?;
         context.check_revision(&current.revision())?;
-        if let Some(url) = &patch.url {
-            check_url(context, url)?;
-        }
-        let mut sealed = current.opened(context.vault).map_err(|_| SaveError::Other(Refused::Sealed))?;
-        let before = audited(&current, &sealed);
-        let has_new_headers = if let Some(headers) = patch.headers {
-            let headers = unmasked(headers, &sealed.headers)?;
-            let is_new = headers != sealed.headers;
-            sealed.headers = headers;
-            is_new
-        } else {
-            false
-        };
-        let enabled = patch.enabled.unwrap_or(current.enabled);
-        let is_switched = enabled != current.enabled;
-        let at = Timestamp::now();
-        let mut row = WebhookRow {
-            name: patch.name.unwrap_or_else(|| current.name.clone()),
-            url: patch.url.unwrap_or_else(|| current.url.clone()),
-            event_types: patch.event_types.unwrap_or_else(|| current.event_types.clone()),
-            workflow_names: patch.workflow_names.or(current.workflow_names.clone()),
-            filter: patch.filter.or(current.filter.clone()),
-            payload: patch.payload.map_or_else(|| current.payload.clone(), |payload| payload.as_str().to_owned()),
-            ordering: patch.ordering.map_or_else(|| current.ordering.clone(), |order| order.as_str().to_owned()),
-            max_in_flight: patch.max_in_flight.unwrap_or(current.max_in_flight),
-            rate_per_second: patch.rate_per_second.or(current.rate_per_second),
-            enabled,
-            disabled_reason: if is_switched {
-                (!enabled).then(|| "by_user".to_owned())
-            } else {
-                current.disabled_reason.clone()
-            },
-            disabled_at: if is_switched { (!enabled).then_some(at) } else { current.disabled_at },
-            ..current.clone()
-        };
-        if has_new_headers {
-            row.sealed = rows::seal(context.vault, id, &sealed);
-        }
-        let (changed, change) = difference(&before, &audited(&row, &sealed));
-        if change.get() != "{}" || has_new_headers || row.url != current.url {
-            row.updated_at = at;
-            row.updated_by.clone_from(&context.actor.subject);
-            rows::update(conn, &row).await?;
-            if is_switched && enabled {
-                rows::reset_state(conn, id).await?;
-            }
-            let change = Change::between(&changed, &change);
-            context.record(conn, Entity("webhook", id, &row.name), "update", change, at).await?;
-        }
-        Ok(row)
+        update_in(conn, context, current, patch).await
     })
     .await
+}
+
+/// [`update`] inside of the caller's transaction, which has locked the row.
+pub(super) async fn update_in(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    current: WebhookRow,
+    patch: WebhookPatch,
+) -> Result<WebhookRow, SaveWebhookError> {
+    if let Some(url) = &patch.url {
+        check_url(context, url)?;
+    }
+    let id = current.id;
+    let mut sealed = current.opened(context.vault).map_err(|_| SaveError::Other(Refused::Sealed))?;
+    let before = audited(&current, &sealed);
+    let has_new_headers = if let Some(headers) = patch.headers {
+        let headers = unmasked(headers, &sealed.headers)?;
+        let is_new = headers != sealed.headers;
+        sealed.headers = headers;
+        is_new
+    } else {
+        false
+    };
+    let enabled = patch.enabled.unwrap_or(current.enabled);
+    let is_switched = enabled != current.enabled;
+    let at = Timestamp::now();
+    let mut row = WebhookRow {
+        name: patch.name.unwrap_or_else(|| current.name.clone()),
+        url: patch.url.unwrap_or_else(|| current.url.clone()),
+        event_types: patch.event_types.unwrap_or_else(|| current.event_types.clone()),
+        workflow_names: patch.workflow_names.or(current.workflow_names.clone()),
+        filter: patch.filter.or(current.filter.clone()),
+        payload: patch.payload.map_or_else(|| current.payload.clone(), |payload| payload.as_str().to_owned()),
+        ordering: patch.ordering.map_or_else(|| current.ordering.clone(), |order| order.as_str().to_owned()),
+        max_in_flight: patch.max_in_flight.unwrap_or(current.max_in_flight),
+        rate_per_second: patch.rate_per_second.or(current.rate_per_second),
+        enabled,
+        disabled_reason: if is_switched {
+            (!enabled).then(|| "by_user".to_owned())
+        } else {
+            current.disabled_reason.clone()
+        },
+        disabled_at: if is_switched { (!enabled).then_some(at) } else { current.disabled_at },
+        ..current.clone()
+    };
+    if has_new_headers {
+        row.sealed = rows::seal(context.vault, id, &sealed);
+    }
+    let (changed, change) = difference(&before, &audited(&row, &sealed));
+    if change.get() != "{}" || has_new_headers || row.url != current.url {
+        row.updated_at = at;
+        row.updated_by.clone_from(&context.actor.subject);
+        rows::update(conn, &row).await?;
+        if is_switched && enabled {
+            rows::reset_state(conn, id).await?;
+        }
+        let change = Change::between(&changed, &change);
+        context.record(conn, Entity("webhook", id, &row.name), "update", change, at).await?;
+    }
+    Ok(row)
+}
+
+/// What has become of a webhook that was put.
+pub(super) enum Put {
+    Created,
+    Updated,
+    Unchanged,
+}
+
+/// Sets the webhook of that name to the definition, inside of the caller's transaction. Without a secret, a new one has a
+/// random one, and another keeps its own.
+pub(super) async fn put_in(
+    conn: &mut PgConnection,
+    context: Context<'_>,
+    new: NewWebhook,
+) -> Result<Put, SaveWebhookError> {
+    let refused = |member: &str, text: &str| Err(vec![FieldError::rule(format!("body.{member}"), text)].into());
+    let mut found = rows::lock_by_name(conn, context.organization(), &new.definition.name).await?;
+    let Some(current) = found.pop() else {
+        create_in(conn, context, new).await?;
+        return Ok(Put::Created);
+    };
+    if !found.is_empty() {
+        return refused("name", "several webhooks have this name");
+    }
+    if current.signature != new.signature.as_str() {
+        return refused("signature", "the webhook has another way of signing, which never changes");
+    }
+    if new.secret.is_some() {
+        return refused("secret", "there is a webhook of this name already; its secret is changed by rotate-secret");
+    }
+    let mut patch = WebhookPatch::from(new.definition);
+    if patch.url.as_deref().is_some_and(|url| url == masked_url(&current.url)) {
+        patch.url = None;
+    }
+    let before = current.updated_at;
+    let row = update_in(conn, context, current, patch).await?;
+    Ok(if row.updated_at == before { Put::Unchanged } else { Put::Updated })
 }
 
 /// Deletes a webhook. Its deliveries are not sent any more.

@@ -21,6 +21,7 @@ use super::resources::{
         SubWorkflowConfigBody, SubWorkflowStep, WaitConfigBody, WaitStep,
     },
     transfer::{AgentDefinitionBody, DefinitionsBody},
+    webhooks::wire::read_definition,
     workflow_tests::wire::{MockBody, MockFailureBody, MockQuestionBody},
     workflows::flow::{ConcurrencyBody, DebounceBody, ThrottleBody},
     workflows::wire::{ExposeBody, NewWorkflowBody, ToolBody, WorkflowPatchBody},
@@ -101,7 +102,7 @@ fn workflows_are_documented_as_they_are_read() {
     assert_eq!(wanted.remove("name"), Some(Presence::Nullable));
     assert_eq!(wanted, documented::<WantedWorkflowBody>());
     assert_eq!(
-        read(&json!({}), |body| Import::parse(body, &Defaults::default()))["body"],
+        read(&json!({}), |body| Import::parse(body, &Defaults::default(), read_definition))["body"],
         documented::<DefinitionsBody>()
     );
     let exposed = read(&json!({"expose": {"mcp": {}}}), NewWorkflow::parse);

@@ -4,6 +4,7 @@
 //! lasts longer than a part. The check writes nothing; its result can be recorded.
 
 mod flow;
+mod triggers;
 
 use serde::Deserialize;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgExecutor, types::Json};
@@ -41,7 +42,7 @@ pub struct Invariant {
 }
 
 /// Names and rules, in the order of a report.
-const RULES: [(&str, &str); 21] = [
+const RULES: [(&str, &str); 23] = [
     (
         "pending_runs_are_dispatched",
         "a PENDING run has a message in the outbox, or is found by the sweep for lost messages",
@@ -64,6 +65,8 @@ const RULES: [(&str, &str); 21] = [
         "held_runs_have_a_reason",
         "a run that flow control holds waits for a slot or a time, or its key is about to be looked at",
     ),
+    ("triggers_can_fire", "a schedule has its next time, and a webhook trigger its address"),
+    ("webhook_deliveries_go_on", "a webhook has its state, and each delivery that is to be sent has a time for it"),
     ("idempotency_keys_have_their_run", "the run that an idempotency key has started is there"),
     ("run_usage_is_exact", "what a run has used is the sum of its calls"),
     ("run_counts_are_exact", "the maintained numbers of runs by workflow and status equal the rows"),
@@ -206,7 +209,7 @@ async fn read(conn: &mut PgConnection, scan: &Scan, report: &mut Report) -> Resu
     }
 }
 
-fn scans() -> [Scan; 11] {
+fn scans() -> [Scan; 13] {
     [
         open_runs(),
         sub_runs(),
@@ -217,6 +220,8 @@ fn scans() -> [Scan; 11] {
         outbox(),
         batches(),
         flow::keys(),
+        triggers::triggers(),
+        triggers::webhooks(),
         idempotency_keys(),
         usage(),
     ]

@@ -58,6 +58,19 @@ pub async fn record(
     Ok(recorded.fetch_one(db).await?)
 }
 
+/// As [`record`], of an event about a workflow and no run: endpoints that want events of certain workflows only get it.
+pub async fn record_of_workflow(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    event_type: &str,
+    workflow_name: &str,
+    data: &RawValue,
+) -> Result<Option<Uuid>, Error> {
+    let sql = "SELECT record_event($1, $2, NULL, $3, $4)";
+    let recorded = sqlx::query_scalar(sql).bind(organization.as_str()).bind(event_type).bind(Json(data));
+    Ok(recorded.bind(workflow_name).fetch_one(db).await?)
+}
+
 /// Takes the next events whose deliveries have yet to be made, in their order, with their places in the logs. The
 /// caller makes the deliveries in the same transaction. Nothing, while another process takes some.
 pub async fn take(conn: &mut PgConnection, limit: i32) -> Result<Vec<EventRow>, Error> {

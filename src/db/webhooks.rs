@@ -124,6 +124,28 @@ pub async fn all(db: impl PgExecutor<'_>, organization: &OrganizationId) -> Resu
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).fetch_all(db).await?)
 }
 
+/// The organisation's endpoints with this prefix of the name, by name.
+pub async fn all_named(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    prefix: &str,
+) -> Result<Vec<WebhookRow>, Error> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM webhooks WHERE organization_id = $1 AND starts_with(name, $2) ORDER BY name, created_at, id"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
+}
+
+/// As [`lock`], those of that name: a name is for people, and several may have the same.
+pub async fn lock_by_name(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    name: &str,
+) -> Result<Vec<WebhookRow>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE organization_id = $1 AND name = $2 ORDER BY id FOR UPDATE");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(name).fetch_all(conn).await?)
+}
+
 /// Number of the organisation's endpoints. Others that add one wait until the transaction ends.
 pub async fn count_alone(conn: &mut PgConnection, organization: &OrganizationId) -> Result<i64, Error> {
     let sql = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1, 0))";
@@ -299,10 +321,17 @@ pub async fn disabled_ids(pool: &Pool, limit: i64) -> Result<Vec<Uuid>, Error> {
     Ok(sqlx::query_scalar(sql).bind(limit).fetch_all(pool).await?)
 }
 
-/// Makes the partitions that are needed next, and drops those whose deliveries are all older than the retention.
-pub async fn keep_partitions(db: impl PgExecutor<'_>, kept_days: i32) -> Result<(), Error> {
-    sqlx::query("SELECT keep_webhook_partitions($1)").bind(kept_days).execute(db).await?;
-    Ok(())
+/// Makes the partitions of the next days, and drops those whose deliveries are all older than the retention.
+pub async fn keep_partitions(db: &Pool, kept_days: i32) -> Result<(), Error> {
+    loop {
+        let sql = "SELECT keep_webhook_partitions($1)";
+        let dropped: Option<String> = sqlx::query_scalar(sql).bind(kept_days).fetch_one(db).await?;
+        let Some(dropped) = dropped else { return Ok(()) };
+        tracing::info!(
+            partition = dropped,
+            "the deliveries of {dropped} were deleted: they are older than {kept_days} days"
+        );
+    }
 }
 
 /// Stored secrets with the id of their endpoint.

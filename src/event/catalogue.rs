@@ -53,8 +53,9 @@ pub const TYPES: &[EventType] = &[
     about("agent", "agent.unavailable", "The circuit breaker of the agent has opened: it is not called for some time."),
     about("agent", "agent.recovered", "The circuit breaker of the agent has closed: it is called again."),
     about("dead_letter", "dead_letter.created", "A record of Kafka that cannot be used is kept as a dead letter."),
-    about("schedule", "schedule.missed", "A schedule was due and has started no run."),
+    about("schedule", "schedule.missed", "A schedule was due during an outage, and does not make up for it."),
     about("schedule", "schedule.paused", "A schedule was paused by the service, after too many failures."),
+    about("trigger", "trigger.failed_to_start", "A trigger has fired, and no run could be started."),
     about("webhook", "webhook.disabled", "An endpoint of webhooks was disabled by the service."),
     about("webhook", "webhook.ping", "A test that a caller has asked for."),
 ];

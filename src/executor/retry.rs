@@ -64,15 +64,6 @@ pub(super) fn database_pause(failures: u32) -> Duration {
     (DATABASE_PAUSE * 2_u32.pow(failures.min(10))).min(MAX_DATABASE_PAUSE)
 }
 
-/// The value of a `Retry-After` header: seconds, or a date.
-pub(super) fn retry_after(value: &str, now: chrono::DateTime<chrono::Utc>) -> Option<Duration> {
-    if let Ok(secs) = value.trim().parse() {
-        return Some(Duration::from_secs(secs));
-    }
-    let date = chrono::DateTime::parse_from_rfc2822(value.trim()).ok()?;
-    (date.to_utc() - now).to_std().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,14 +104,5 @@ mod tests {
         assert_eq!(secs(RetryDecision::After(Duration::from_mins(10))), Some(600));
         assert_eq!(secs(RetryDecision::After(Duration::ZERO)), Some(1));
         assert_eq!(secs(RetryDecision::After(Duration::MAX)), Some(3600), "the run's time ends first");
-        let now = chrono::DateTime::parse_from_rfc3339("2026-11-21T09:00:00Z").expect("a literal").to_utc();
-        for (value, expected) in [
-            ("7", Some(7)),
-            ("Sat, 21 Nov 2026 09:00:09 GMT", Some(9)),
-            ("Sat, 21 Nov 2026 08:00:00 GMT", None),
-            ("soon", None),
-        ] {
-            assert_eq!(retry_after(value, now).map(|pause| pause.as_secs()), expected, "{value}");
-        }
     }
 }

@@ -190,7 +190,8 @@ request_object! {
         /// with `buffer_all` up to 1000 do; `cancel_other` cancels the run; `allow` starts another one.
         #[schema(value_type = Option<String>, pattern = "^(skip|buffer_one|buffer_all|cancel_other|allow)$")]
         overlap: Option<Overlap> = nullable(Overlap::read),
-        /// Of what was due while no process ran: `none`, `latest` (the default) or `all`, which needs `buffer_all` or `allow`.
+        /// What is made up for of the time while no process ran: nothing with `none`; one firing with `latest`, the default;
+        /// everything with `all`, for which `overlap` has to be `buffer_all` or else `allow`.
         #[schema(value_type = Option<String>, pattern = "^(none|latest|all)$")]
         catch_up: Option<CatchUp> = nullable(CatchUp::read),
         /// What was due longer ago is missed. The default is 86 400.

@@ -24,24 +24,49 @@ pub enum Values<'a> {
     Of { input: Option<&'a RawValue>, output: Option<&'a RawValue> },
 }
 
-/// Body of an event. `api` is the address of the API.
+/// Member of a full payload with the address of an open callback.
+pub const CALLBACK_URL: &str = "callback_url";
+
+/// Body of an event. `api` is the address of the API, and `callback_url` that of the callback that the event is about.
 #[must_use]
-pub fn render(event: &Event, api: &str, values: Values<'_>) -> String {
+pub fn render(event: &Event, api: &str, values: Values<'_>, callback_url: Option<&str>) -> String {
     let data = event.data(api);
-    let omitted = to_raw("too_large");
-    let more: Vec<(&str, &RawValue)> = match values {
-        Values::None => return event.envelope(api).get().to_owned(),
-        Values::TooLarge => vec![("output_omitted", &*omitted)],
-        Values::Of { input, output } => {
-            let given = [("input", input), ("output", output)];
-            given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
-        }
+    let (omitted, callback_url) = (to_raw("too_large"), callback_url.map(to_raw));
+    let (omitted, input, output) = match values {
+        Values::None => (None, None, None),
+        Values::TooLarge => (Some(&*omitted), None, None),
+        Values::Of { input, output } => (None, input, output),
     };
+    let more =
+        [("output_omitted", omitted), ("input", input), ("output", output), (CALLBACK_URL, callback_url.as_deref())];
+    let more: Vec<_> = more.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+    if more.is_empty() {
+        return event.envelope(api).get().to_owned();
+    }
     let known = members(&data).unwrap_or_default();
     let all = known.iter().map(|(name, value)| (name.as_str(), *value)).chain(more);
     let data = object_of(all);
     let (event_type, at) = (to_raw(&event.event_type), to_raw(&event.created_at));
     object_of([("type", &*event_type), ("timestamp", &*at), ("data", &*data)]).get().to_owned()
+}
+
+/// The body with `mask` in the place of the address of a callback, which is a permission to answer it.
+#[must_use]
+pub fn without_callback(body: &RawValue, mask: &str) -> Box<RawValue> {
+    let mask = to_raw(mask);
+    let known = members(body).unwrap_or_default();
+    let data = known.iter().find(|(name, _)| name == "data").and_then(|(_, data)| members(data));
+    let Some(data) = data.filter(|data| data.iter().any(|(name, _)| name == CALLBACK_URL)) else {
+        return body.to_owned();
+    };
+    let data = object_of(data.iter().map(|(name, value)| {
+        let name = name.as_str();
+        (name, if name == CALLBACK_URL { &*mask } else { *value })
+    }));
+    object_of(known.iter().map(|(name, value)| {
+        let name = name.as_str();
+        (name, if name == "data" { &*data } else { *value })
+    }))
 }
 
 /// Whether the filter takes a body. A filter that has no value for it takes it: an event is rather sent than lost.
@@ -78,20 +103,36 @@ mod tests {
     #[test]
     fn a_body_keeps_the_text_of_values_and_has_a_link_to_the_run() {
         let output = raw(r#"{"a":1.0,"b":"\u00e9","c":123456789012345678901234567890}"#);
-        let body = render(&failed(), "https://x/api/v1", Values::Of { input: None, output: Some(&output) });
+        let body = render(&failed(), "https://x/api/v1", Values::Of { input: None, output: Some(&output) }, None);
         let expected = r#"{"type":"run.failed","timestamp":"2026-11-28T10:00:00.123456Z","data":{"links":{"run":"https://x/api/v1/runs/run-1"},"run_id":"run-1","seq":17,"status":"FAILED","output":{"a":1.0,"b":"\u00e9","c":123456789012345678901234567890}}}"#;
         assert_eq!(body, expected);
         let ping = event("webhook.ping", None, "{}");
-        let thin = render(&ping, "https://x", Values::None);
+        let thin = render(&ping, "https://x", Values::None, None);
         let expected = r#"{"type":"webhook.ping","timestamp":"2026-11-28T10:00:00.123456Z","data":{"links":{}}}"#;
         assert_eq!(thin, expected);
-        let large = render(&failed(), "https://x", Values::TooLarge);
+        let large = render(&failed(), "https://x", Values::TooLarge, None);
         assert!(large.contains(r#""output_omitted":"too_large""#) && large.contains("links"), "{large}");
     }
 
     #[test]
+    fn the_address_of_a_callback_is_a_member_that_can_be_masked() {
+        let waiting = event("run.waiting", Some("run-1"), r#"{"run_id":"run-1","n":1.0}"#);
+        let body = render(&waiting, "https://x", Values::None, Some("https://x/callbacks/t"));
+        let data = |url: &str| {
+            format!(
+                r#""data":{{"links":{{"run":"https://x/runs/run-1"}},"n":1.0,"run_id":"run-1","seq":17,"callback_url":"{url}"}}"#
+            )
+        };
+        assert!(body.contains(&data("https://x/callbacks/t")), "{body}");
+        let masked = without_callback(&raw(&body), "****");
+        assert_eq!(masked.get(), body.replace(&data("https://x/callbacks/t"), &data("****")));
+        let other = render(&failed(), "https://x", Values::None, None);
+        assert_eq!(without_callback(&raw(&other), "****").get(), other);
+    }
+
+    #[test]
     fn a_filter_reads_the_envelope() {
-        let body = raw(&render(&failed(), "https://x", Values::None));
+        let body = raw(&render(&failed(), "https://x", Values::None, None));
         for (filter, expected) in [
             ("${event.data.status} == 'FAILED'", true),
             ("${event.data.status} == 'COMPLETED'", false),

@@ -80,17 +80,6 @@ fn jitter(delivery: Uuid, number: i32) -> f64 {
     0.8 + 0.4 * f64::from(part) / f64::from(u16::MAX)
 }
 
-/// Value of `Retry-After`: seconds, or an HTTP date.
-#[must_use]
-pub fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
-    let value = value.trim();
-    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Some(Duration::from_secs(value.parse().unwrap_or(u64::from(u32::MAX))));
-    }
-    let at = DateTime::parse_from_rfc2822(value).ok()?;
-    (at.with_timezone(&Utc) - now).to_std().ok()
-}
-
 /// Whether an endpoint is to be disabled: it has failed for that long without a success, and there are two failures that
 /// are 12 hours apart.
 #[must_use]
@@ -148,18 +137,6 @@ mod tests {
         }
         for ended in [Ended::Status(500), Ended::Status(302), Ended::Network, Ended::NotAllowed] {
             assert!(of(ended) <= Duration::from_secs(6), "{ended:?}");
-        }
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now: DateTime<Utc> = "2026-11-28T10:00:00Z".parse().expect("a time");
-        let secs = |value| retry_after(value, now).map(|time| time.as_secs());
-        assert_eq!(secs("120"), Some(120));
-        assert_eq!(secs("Sat, 28 Nov 2026 10:05:00 GMT"), Some(300));
-        assert_eq!(secs("99999999999999999999999"), Some(u64::from(u32::MAX)));
-        for wrong in ["", "-5", "soon", "Sat, 28 Nov 2026 09:00:00 GMT", "1.5"] {
-            assert_eq!(secs(wrong), None, "{wrong}");
         }
     }
 

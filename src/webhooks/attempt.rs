@@ -14,6 +14,7 @@ use crate::{
     },
     egress::{self, Hooks},
     event::wire_id,
+    timestamp::retry_after,
     trace::TRACEPARENT,
     vault::Vault,
     webhook::{
@@ -55,7 +56,7 @@ impl Sending {
         let began = self.clock.instant();
         let number = claimed.attempts + 1;
         let (ended, error, answer) = self.send(claimed, number, within).await;
-        let asked = answer.retry_after.as_deref().and_then(|value| schedule::retry_after(value, self.clock.now()));
+        let asked = answer.retry_after.as_deref().and_then(|value| retry_after(value, self.clock.now()));
         let failed = usize::try_from(number - claimed.schedule_from).unwrap_or(usize::MAX);
         let pause = schedule::pause(&self.schedule, failed, (claimed.id, number), ended, asked);
         Outcome {

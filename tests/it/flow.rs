@@ -1,5 +1,7 @@
 //! Flow control at start: no more runs of a key are under way than its workflow allows, and none waits for ever.
 
+mod ways;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},

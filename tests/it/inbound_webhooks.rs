@@ -1,6 +1,8 @@
 //! Webhook triggers: what other services deliver at `/hooks/…`. The rules of each provider are tested beside
 //! `src/inbound`, with signatures of the providers' own libraries.
 
+mod at_once;
+
 use std::{io::Write as _, time::Duration};
 
 use aws_lc_rs::hmac;
@@ -26,7 +28,7 @@ fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
 }
 
 /// Headers of a delivery as GitHub signs it.
-fn github(body: &[u8], id: &str, secret: &str) -> Vec<(&'static str, String)> {
+pub fn github(body: &[u8], id: &str, secret: &str) -> Vec<(&'static str, String)> {
     let signature = format!("sha256={}", hex(&hmac_sha256(secret.as_bytes(), &[body])));
     vec![
         ("x-hub-signature-256", signature),
@@ -36,7 +38,7 @@ fn github(body: &[u8], id: &str, secret: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-async fn deliver(service: &Service, path: &str, headers: &[(&str, String)], body: impl Into<Body>) -> Answer {
+pub async fn deliver(service: &Service, path: &str, headers: &[(&str, String)], body: impl Into<Body>) -> Answer {
     let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     service.send("POST", path, &headers, body).await
 }
@@ -49,13 +51,13 @@ async fn started(pool: &PgPool) -> Service {
 }
 
 /// Creates a webhook trigger of the workflow `one-step`.
-async fn create(service: &Service, name: &str, config: Value) -> Value {
+pub async fn create(service: &Service, name: &str, config: Value) -> Value {
     let body = json!({"name": name, "kind": "webhook", "workflow_name": "one-step", "config": config});
     service.post("/api/v1/triggers", &body).await.expect(201)
 }
 
 /// The path of the address that the answer to the create request shows.
-fn path_of(created: &Value) -> String {
+pub fn path_of(created: &Value) -> String {
     let url = created["url"].as_str().expect("a URL");
     let path = url.strip_prefix("http://localhost:8000").expect("the public URL");
     let token = created["token"].as_str().expect("a token");

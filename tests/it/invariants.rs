@@ -110,6 +110,20 @@ async fn rows_that_contradict_each_other_are_found_by_name(pool: PgPool) {
                  workflow_name = 'one-step' WHERE run_id IN ('run-lost', 'run-parked')",
             &["slots_are_within_their_limit"],
         ),
+        (
+            "INSERT INTO triggers (id, organization_id, name, kind, workflow_name, priority, labels, config, enabled,
+                 created_by, updated_by, created_at, updated_at)
+             SELECT gen_random_uuid(), 'default', kind, kind, 'w', 5, '{}', '{}', true, 'x', 'x', now(), now()
+             FROM unnest(ARRAY['schedule', 'webhook']) AS kind",
+            &["triggers_can_fire"],
+        ),
+        (
+            "INSERT INTO webhooks (id, organization_id, url) VALUES (gen_random_uuid(), 'default', 'https://example.com/');
+             INSERT INTO webhook_states (webhook_id) SELECT id FROM webhooks;
+             INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, body, state)
+             SELECT gen_random_uuid(), id, 'default', gen_random_uuid(), 'run.failed', now(), '{}', 'pending' FROM webhooks",
+            &["webhook_deliveries_go_on"],
+        ),
         ("UPDATE audit_logs SET user_id = 'another' WHERE action = 'cancel'", &["audit_trail_is_whole"]),
     ] {
         past_the_triggers(&pool, sql).await;
@@ -130,6 +144,7 @@ async fn rows_that_contradict_each_other_are_found_by_name(pool: PgPool) {
     let ids = |name: &str| found.iter().find(|invariant| invariant.name == name).expect("there").ids.clone();
     assert_eq!(ids("pending_runs_are_dispatched"), [open]);
     assert_eq!(ids("running_runs_are_recoverable"), ["run-lost"]);
+    assert_eq!((ids("triggers_can_fire").len(), ids("webhook_deliveries_go_on").len()), (2, 1));
     assert_eq!(ids("run_counts_are_exact"), ["default deleted FAILED"]);
 }
 

@@ -263,9 +263,17 @@ async fn what_cannot_start_is_recorded_once_and_not_tried_again(pool: PgPool) {
     assert_eq!(reasons, ["input_not_resolved", "workflow_not_found", "workflow_not_active", "input_invalid"]);
     let details = trigger["firings"][3]["detail"].as_str().expect("a text");
     assert!(details.contains("input_data.text"), "{details}");
-    let sql = "SELECT data ->> 'reason' FROM webhook_events WHERE event_type = 'schedule.missed' ORDER BY position";
-    let told: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("events");
-    assert_eq!(told, ["input_invalid", "workflow_not_active", "workflow_not_found", "input_not_resolved"]);
+    let sql = "SELECT to_jsonb(e) FROM webhook_events e WHERE event_type = 'trigger.failed_to_start' ORDER BY position";
+    let told: Vec<Value> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("events");
+    let reasons: Vec<_> = told.iter().map(|event| event["data"]["reason"].clone()).collect();
+    assert_eq!(reasons, ["input_invalid", "workflow_not_active", "workflow_not_found", "input_not_resolved"]);
+    let data = &told[0]["data"];
+    let what = json!({"kind": "schedule", "id": id, "name": "report", "at": "2027-01-01T00:00:00Z", "depth": 0});
+    assert_eq!((&data["trigger"], &data["count"]), (&what, &json!(1)));
+    assert_eq!((&data["detail"], &told[0]["workflow_name"]), (&trigger["firings"][3]["detail"], &json!("one-step")));
+    let others: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM webhook_events").fetch_one(&pool).await.expect("a count");
+    assert_eq!(others, 4);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -11,12 +11,17 @@ use workflow_api::{
         import::{self, Import, ImportError},
     },
     agent::Defaults,
+    api::resources::webhooks::wire::read_definition,
     clock::Clock,
     db::migrations::MIGRATOR,
     input::to_raw,
 };
 
-use crate::service::{Service, config, own_pool};
+use crate::{
+    access::Admin,
+    service::{Service, config, own_pool},
+    webhooks,
+};
 
 const EXPORT: &str = "/api/v1/export";
 const IMPORT: &str = "/api/v1/import";
@@ -190,7 +195,10 @@ async fn an_import_whose_time_is_over_changes_nothing(pool: PgPool) {
     };
     let document =
         json!({"format": "workflow-api/definitions", "version": 1, "agents": [{"name": "a", "url": "http://a"}]});
-    let document = || Import::parse(&to_raw(&document), &Defaults::default()).unwrap_or_else(|_| panic!("a document"));
+    let document = || {
+        Import::parse(&to_raw(&document), &Defaults::default(), read_definition)
+            .unwrap_or_else(|_| panic!("a document"))
+    };
     let clock = Clock::stopped();
     let over = import::import(&own_pool(&pool), context, document(), false, (&clock, clock.instant())).await;
     assert!(matches!(over, Err(ImportError::OutOfTime)));
@@ -199,4 +207,80 @@ async fn an_import_whose_time_is_over_changes_nothing(pool: PgPool) {
     let in_time = (&clock, clock.instant() + Duration::from_nanos(1));
     let report = import::import(&own_pool(&pool), context, document(), false, in_time).await.expect("an import");
     assert_eq!(report.created.agents, ["a"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn webhooks_are_exported_without_secrets_and_put_by_their_names(pool: PgPool) {
+    let service = Service::start(&pool);
+    let more = json!({"name": "orders", "headers": {"x-token": "hush"}, "workflow_names": ["one"], "ordering": "per_run",
+        "filter": "${event.data.workflow.version} > 2", "rate_per_second": 5});
+    let hook = webhooks::create(&service, "https://example.com/in?key=hush", more).await;
+    let secret = webhooks::secret(&hook);
+    let answer = service.get(EXPORT).await;
+    assert!(!answer.text.contains(secret), "{}", answer.text);
+    let document = answer.expect(200);
+    let exported = json!({"name": "orders", "url": "https://example.com/in?key=hush", "event_types": ["*"],
+        "workflow_names": ["one"], "filter": "${event.data.workflow.version} > 2", "payload": "thin",
+        "ordering": "per_run", "headers": {"x-token": "********"}, "max_in_flight": 8, "rate_per_second": 5,
+        "signature": "hmac", "secret": null, "enabled": true});
+    assert_eq!(document["webhooks"], json!([exported]));
+    // The same content changes nothing, other content the webhook of that name; its secret stays.
+    let before = webhooks::get(&service, &hook).await;
+    let report = service.post(IMPORT, &document).await.expect(200);
+    assert_eq!(report["unchanged"]["webhooks"], json!(["orders"]));
+    assert_eq!(webhooks::get(&service, &hook).await, before);
+    let mut other = document.clone();
+    other["webhooks"][0]["payload"] = json!("full");
+    other["webhooks"][0].as_object_mut().expect("an object").remove("workflow_names");
+    let mut second = exported.clone();
+    (second["name"], second["headers"]) = (json!("second"), json!({}));
+    other["webhooks"].as_array_mut().expect("a list").push(second);
+    let dry = service.post(&format!("{IMPORT}?dry_run=true"), &other).await.expect(200);
+    let report = service.post(IMPORT, &other).await.expect(200);
+    assert_eq!(
+        (&report["updated"]["webhooks"], &report["created"]["webhooks"]),
+        (&json!(["orders"]), &json!(["second"]))
+    );
+    assert_eq!((&dry["updated"], &dry["created"]), (&report["updated"], &report["created"]));
+    let changed = webhooks::get(&service, &hook).await;
+    assert_eq!((&changed["payload"], &changed["workflow_names"]), (&json!("full"), &Value::Null));
+    assert_eq!(changed["secret_hint"], before["secret_hint"]);
+    // What cannot be told apart or kept is refused.
+    let errors = async |change: &dyn Fn(&mut Value)| {
+        let mut wrong = document.clone();
+        change(&mut wrong["webhooks"][0]);
+        service.post(IMPORT, &wrong).await.field_errors()
+    };
+    assert_eq!(errors(&|hook| hook["signature"] = json!("ed25519")).await, ["body.webhooks.0.signature value_error"]);
+    assert_eq!(errors(&|hook| hook["secret"] = json!(secret)).await, ["body.webhooks.0.secret value_error"]);
+    assert_eq!(errors(&|hook| hook["url"] = json!("http://10.0.0.1/")).await, ["body.webhooks.0.url value_error"]);
+    assert_eq!(errors(&|hook| hook["event_types"] = json!([])).await, ["body.webhooks.0.event_types value_error"]);
+    let new = errors(&|hook| hook["name"] = json!("third")).await;
+    assert_eq!(new, ["body.webhooks.0.headers.x-token value_error"], "the mask of no value");
+    webhooks::create(&service, "https://example.com/", json!({"name": "orders"})).await;
+    assert_eq!(errors(&|_| {}).await, ["body.webhooks.0.name value_error"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn webhooks_of_a_document_need_their_own_permissions(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let hook = json!({"name": "h", "url": "https://example.com/?key=hush", "event_types": ["*"]});
+    admin.post("/api/v1/webhooks", &hook).await.expect(201);
+    let exported = async |body: Value| {
+        let (key, _) = admin.key(&body).await;
+        let headers = [("x-api-key", key.as_str())];
+        (admin.service.send("GET", EXPORT, &headers, "").await.expect(200), key)
+    };
+    // Who sees no webhooks gets the document that he always got.
+    let scopes = json!(["agents:read", "workflows:read", "agents:write", "workflows:write"]);
+    let (document, key) = exported(json!({"name": "k", "role": "admin", "scopes": scopes})).await;
+    assert_eq!(document.get("webhooks"), None);
+    let (seen, _) = exported(json!({"name": "v", "role": "viewer"})).await;
+    assert_eq!(seen["webhooks"][0]["url"], "https://example.com/?key=********");
+    let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+    let refused = admin.service.send("POST", IMPORT, &headers, seen.to_string()).await.error(403);
+    assert_eq!(refused["code"], "forbidden");
+    // The masked URL stands for the stored one.
+    let report = admin.post(IMPORT, &seen).await.expect(200);
+    assert_eq!(report["unchanged"]["webhooks"], json!(["h"]));
 }

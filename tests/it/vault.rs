@@ -10,8 +10,10 @@ use workflow_api::{
 
 use crate::{
     access::{Admin, SECRET, claims, secret, signed},
+    inbound_webhooks::{self, deliver, github, path_of},
     path::{Agent, Executor, shouting},
     service::{Service, config, eventually, own_pool},
+    webhooks::{self, Receiver},
 };
 
 const OLD: &str = "0101010101010101010101010101010101010101010101010101010101010101";
@@ -204,4 +206,41 @@ async fn masks_are_the_same_over_what_is_encrypted(pool: PgPool) {
     let body = json!({"auth_config": seen["auth_config"], "description": "sent back"}).to_string();
     admin.service.send("PUT", &path, &headers, body).await.expect(200);
     assert_eq!(admin.get(&path).await.expect(200)["auth_config"]["token"], TOKEN);
+}
+
+/// The secrets of webhooks in both directions, and the headers of outgoing ones.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn rotation_includes_the_secrets_of_webhooks_in_both_directions(pool: PgPool) {
+    let old = with_keys(&pool, OLD);
+    old.one_step_workflow().await;
+    let receiver = Receiver::content().await;
+    let hook = webhooks::create(&old, &receiver.url("/"), json!({"headers": {"x-token": TOKEN}})).await;
+    let config = json!({"preset": "github", "secrets": [TOKEN]});
+    let trigger = inbound_webhooks::create(&old, "in", config).await;
+    old.stop().await;
+    let sealed = async || -> Vec<String> {
+        let sql = "SELECT sealed::text FROM webhooks UNION ALL SELECT secrets::text FROM triggers";
+        sqlx::query_scalar(sql).fetch_all(&pool).await.expect("rows")
+    };
+    let key_of = |keys: &str| Vault::parse(keys).expect("keys").key_ids().remove(0);
+    assert!(sealed().await.iter().all(|text| text.contains(&key_of(OLD)) && !text.contains(TOKEN)));
+    // Without the old key nothing is changed, and each is named.
+    let id = |of: &Value| of["id"].as_str().expect("an id").parse().expect("a UUID");
+    let missing = |of: &Value| vec![(id(of), DecryptError::KeyMissing(key_of(OLD)))];
+    let alone = rotate_keys(&own_pool(&pool), &Vault::parse(NEW).expect("a key")).await.expect("no error");
+    let failed =
+        Rotation { failed_webhooks: missing(&hook), failed_triggers: missing(&trigger), ..Rotation::default() };
+    assert_eq!(alone, failed);
+    let both = Vault::parse(&format!("{NEW},{OLD}")).expect("keys");
+    let rotation = rotate_keys(&own_pool(&pool), &both).await.expect("no error");
+    assert_eq!(rotation, Rotation { changed: 2, ..Rotation::default() });
+    assert!(sealed().await.iter().all(|text| text.contains(&key_of(NEW)) && !text.contains(&key_of(OLD))));
+    // The new key alone opens them: what is sent is signed, and what is received is verified, with the same secrets.
+    let new = with_keys(&pool, NEW);
+    webhooks::record(&pool, "run.failed", 1).await;
+    let sent = receiver.got("/", 1).await.remove(0);
+    assert!(sent.is_verified_with(webhooks::secret(&hook)));
+    assert_eq!(sent.header("x-token"), TOKEN);
+    deliver(&new, &path_of(&trigger), &github(b"{}", "d-1", TOKEN), "{}").await.expect(202);
+    deliver(&new, &path_of(&trigger), &github(b"{}", "d-2", "another secret"), "{}").await.error(401);
 }

@@ -20,7 +20,7 @@ const VERSION: &str = "2026-07-28";
 
 /// A client: what it can do, and its credentials.
 #[derive(Clone, Default)]
-struct Client {
+pub struct Client {
     capabilities: Value,
     is_legacy: bool,
     key: Option<String>,
@@ -38,7 +38,7 @@ impl Client {
         Self { is_legacy: true, ..Self::default() }
     }
 
-    async fn send(&self, service: &Service, method: &str, params: &Value) -> Answer {
+    pub async fn send(&self, service: &Service, method: &str, params: &Value) -> Answer {
         let mut params = params.clone();
         let mut headers = vec![("content-type", "application/json".to_owned())];
         headers.extend(self.key.clone().map(|key| ("x-api-key", key)));

@@ -75,7 +75,7 @@ impl Modify for Security {
         (name = "agents", description = "Programs that do a step's work, called over JSON-RPC 2.0 (A2A)."),
         (name = "workflows", description = "Versioned definitions, and starting runs of them."),
         (name = "runs", description = "Executions of workflows: state, steps, cancelling and retrying."),
-        (name = "triggers", description = "What starts runs without a client: schedules."),
+        (name = "triggers", description = "What starts runs without a client: schedules, and webhooks of other services."),
         (name = "callbacks", description = "Answers that runs wait for."),
         (name = "agents of workflows", description = "Workflows as A2A agents and as MCP tools."),
         (name = "access", description = "API keys, and tokens for them."),

@@ -1,4 +1,4 @@
-//! Export and import of agents, workflows and triggers as one document: `/export` and `/import`.
+//! Export and import of agents, workflows, triggers and webhooks as one document: `/export` and `/import`.
 //!
 //! Secrets are exported only on request. Otherwise an agent's `auth_config` and the user and password in its URL are
 //! absent from the document, and importing it keeps the stored ones.
@@ -16,7 +16,11 @@ use serde_json::value::RawValue;
 use sqlx::types::Json as Column;
 use utoipa::ToSchema;
 
-use super::{agents::bodies::NewAgentBody, workflows::wire::NewWorkflowBody};
+use super::{
+    agents::bodies::NewAgentBody,
+    webhooks::wire::{ExportedWebhook, NewWebhookBody, read_definition},
+    workflows::wire::NewWorkflowBody,
+};
 use crate::{
     access::Permission,
     actions::import::{self, FORMAT, FORMAT_VERSION, Import, ImportError, MAX_BYTES, MAX_ENTRIES},
@@ -193,7 +197,7 @@ impl From<TriggerRow> for ExportedTrigger {
     }
 }
 
-/// Document of agents, workflows and triggers, for export and import.
+/// Document of agents, workflows, triggers and webhooks, for export and import.
 #[derive(ToSchema)]
 #[schema(as = Definitions, example = json!({"format": FORMAT, "version": FORMAT_VERSION, "agents": [], "workflows": []}))]
 #[expect(dead_code, reason = "describes what `export_definitions` writes, and what `import::Import::parse` reads")]
@@ -212,6 +216,10 @@ pub struct DefinitionsBody {
     /// Triggers, by name. Absent if there are none. To import some needs `runs:write` besides.
     #[schema(nullable = false)]
     triggers: Option<Vec<NewTriggerBody>>,
+    /// Webhooks, by name, without secrets and values of headers. Absent if there are none, or without `webhooks:read`. To
+    /// import some needs `webhooks:write` besides; their names must differ.
+    #[schema(nullable = false)]
+    webhooks: Option<Vec<NewWebhookBody>>,
 }
 
 /// Agent in a document: its definition and its status.
@@ -261,11 +269,15 @@ pub struct Names {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     triggers: Vec<String>,
+    /// Names of webhooks; absent if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    webhooks: Vec<String>,
 }
 
 impl From<import::Names> for Names {
-    fn from(import::Names { agents, workflows, triggers }: import::Names) -> Self {
-        Self { agents, workflows, triggers }
+    fn from(import::Names { agents, workflows, triggers, webhooks }: import::Names) -> Self {
+        Self { agents, workflows, triggers, webhooks }
     }
 }
 
@@ -283,12 +295,12 @@ fn flag(query: &Query, name: &str) -> Result<bool, ApiError> {
 
 /// Export definitions
 ///
-/// All agents, the newest active version of every workflow and all triggers as one document for `POST /import`. Secrets are omitted
-/// unless they are requested.
+/// All agents, the newest active version of every workflow, all triggers and all webhooks as one document for
+/// `POST /import`. Secrets are omitted unless they are requested; those of webhooks always are.
 #[utoipa::path(
     get, path = "/export", tag = "workflows",
     params(
-        ("name_prefix" = Option<String>, Query, description = "Only agents, workflows and triggers whose names have this prefix"),
+        ("name_prefix" = Option<String>, Query, description = "Only what has a name with this prefix"),
         ("include_secrets" = Option<bool>, Query, description = "With the agents' credentials and the values in the \
             queries of their URLs, which needs `agents:secrets`. Without it these values are asterisks, and an import \
             takes asterisks only for an agent that has a value already")),
@@ -308,6 +320,7 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
     // length.
     let _permit = app.memory.large_read(caller.owners()).await;
     let (organization, vault) = (caller.organization(), &app.config.vault);
+    let (shows_webhooks, shows_urls) = (caller.may(Permission::WebhooksRead), caller.may(Permission::WebhooksWrite));
     let document = app.reads.read_snapshot(|mut conn| async move {
         let mut document = Document::new();
         document.begin(",\"agents\":[");
@@ -325,6 +338,17 @@ pub async fn export_definitions(State(app): State<App>, caller: Caller, query: Q
             document.push(&ExportedTrigger::from(row))
         };
         db::triggers::all(&mut conn, organization, prefix, show).await?;
+        if shows_webhooks && document.exceeds.is_none() {
+            for (index, row) in db::webhooks::all_named(&mut conn, organization, prefix).await?.into_iter().enumerate()
+            {
+                if index == 0 {
+                    document.begin("],\"webhooks\":[");
+                }
+                if document.push(&ExportedWebhook::new(row, vault, shows_urls)).is_break() {
+                    break;
+                }
+            }
+        }
         Ok(document)
     });
     let document = document.await?;
@@ -383,8 +407,9 @@ fn too_large(limit: &str) -> ApiError {
 
 /// Import definitions
 ///
-/// Sets agents, workflows and triggers to the content of the document, all of them or none; safe to repeat. What is
-/// not in the document stays. Omitted credentials stay as they are stored.
+/// Sets agents, workflows, triggers and webhooks to the content of the document, all of them or none; safe to repeat. What
+/// is not in the document stays. Omitted credentials stay as they are stored; the secret of a new webhook is a random one,
+/// and `rotate-secret` shows another.
 #[utoipa::path(
     post, path = "/import", tag = "workflows", request_body = DefinitionsBody,
     params(
@@ -411,10 +436,13 @@ pub async fn import_definitions(
     let key = key.bound("import", &caller, body.fingerprint());
     Object::body(body.raw())?;
     let defaults = app.config.agent_defaults.clone();
-    let report = match body.read(&app, &caller, move |body| Import::parse(body, &defaults)).await? {
+    let report = match body.read(&app, &caller, move |body| Import::parse(body, &defaults, read_definition)).await? {
         Ok(document) => {
             if document.has_triggers() {
                 caller.must(Permission::RunsWrite)?;
+            }
+            if document.has_webhooks() {
+                caller.must(Permission::WebhooksWrite)?;
             }
             let context = caller.context(&app).with_key(key.as_ref());
             match import::import(&app.pool, context, document, dry_run, (&app.clock, deadline)).await {

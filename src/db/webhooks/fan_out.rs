@@ -103,6 +103,12 @@ fn depth_of(event: &EventRow) -> i32 {
     depth.and_then(|depth| depth.get().parse().ok()).unwrap_or_default()
 }
 
+/// Attempt that waits, of an event that tells that.
+fn attempt_of(event: &EventRow) -> Option<String> {
+    let waiting = member(&event.data.0, "waiting").filter(|_| event.event_type == "run.waiting")?;
+    member(waiting, "attempt_id").and_then(text)
+}
+
 /// Input and output of a run.
 #[derive(sqlx::FromRow)]
 struct RunValues {
@@ -134,12 +140,18 @@ pub(super) async fn deliver(
     let full: BTreeSet<&str> =
         wanted.iter().filter(|(_, of)| of.is_full()).filter_map(|(event, _)| event.run_id.as_deref()).collect();
     let runs = if full.is_empty() { BTreeMap::new() } else { run_values(&mut *conn, full).await? };
+    let waiting: BTreeSet<String> =
+        wanted.iter().filter(|(_, of)| of.is_full()).filter_map(|(event, _)| attempt_of(event)).collect();
+    let tokens = if waiting.is_empty() { BTreeMap::new() } else { callback_tokens(&mut *conn, waiting).await? };
     let mut bodies: BTreeMap<(Uuid, bool), String> = BTreeMap::new();
     let mut made = Vec::new();
     for (event, of) in wanted {
         let body = bodies.entry((event.id, of.is_full())).or_insert_with(|| {
             let values = event.run_id.as_ref().filter(|_| of.is_full()).map(|run_id| runs.get(run_id));
-            envelope::render(&event.event(), api, values.flatten().map_or(Values::None, RunValues::values))
+            let token = attempt_of(event).filter(|_| of.is_full()).and_then(|attempt| tokens.get(&attempt));
+            let callback_url = token.map(|token| format!("{api}/callbacks/{token}"));
+            let values = values.flatten().map_or(Values::None, RunValues::values);
+            envelope::render(&event.event(), api, values, callback_url.as_deref())
         });
         let passes = of
             .filter
@@ -171,6 +183,18 @@ async fn run_values(conn: &mut PgConnection, run_ids: BTreeSet<&str>) -> Result<
     let query = sqlx::query_as(sql).bind(run_ids.into_iter().collect::<Vec<_>>()).bind(most);
     let found: Vec<RunValues> = query.fetch_all(conn).await?;
     Ok(found.into_iter().map(|run| (run.run_id.clone(), run)).collect())
+}
+
+/// Tokens of the callbacks that these attempts still wait for.
+async fn callback_tokens(
+    conn: &mut PgConnection,
+    attempts: BTreeSet<String>,
+) -> Result<BTreeMap<String, String>, Error> {
+    let sql = "SELECT attempt_id, token FROM step_waits
+               WHERE attempt_id = ANY ($1) AND token IS NOT NULL AND answered_at IS NULL";
+    let attempts: Vec<String> = attempts.into_iter().collect();
+    let found: Vec<(String, String)> = sqlx::query_as(sql).bind(attempts).fetch_all(conn).await?;
+    Ok(found.into_iter().collect())
 }
 
 /// Inserts deliveries in their order. They are due now, or held if the endpoint is disabled.

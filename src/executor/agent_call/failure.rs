@@ -7,10 +7,8 @@ use serde_json::value::RawValue;
 use super::{MAX_ERROR_BYTES, interrupted::Interrupted, read_body};
 use crate::{
     egress::{self, NotAllowed},
-    executor::{
-        memory::OUT_OF_MEMORY,
-        retry::{self, RetryDecision},
-    },
+    executor::{memory::OUT_OF_MEMORY, retry::RetryDecision},
+    timestamp::retry_after,
 };
 
 /// Kind of a call's error.
@@ -100,7 +98,7 @@ pub(super) async fn refusal(
 ) -> Failure {
     let status = response.status();
     let wanted = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let wanted = wanted.and_then(|value| retry::retry_after(value, now));
+    let wanted = wanted.and_then(|value| retry_after(value, now));
     let reason = status.canonical_reason().unwrap_or("no reason");
     let mut text = format!("HTTP {}: {reason}", status.as_u16());
     let mut is_final = !is_passing(status);

@@ -285,6 +285,66 @@ async fn a_bound_key_knows_its_workflows_and_no_others(pool: PgPool) {
     send("POST", "/auth/token").await.expect(200);
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_bound_key_uses_the_triggers_of_its_workflows_and_no_others(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let create = async |name: &str, kind: &str, config: Value| {
+        let body = json!({"name": name, "kind": kind, "workflow_name": name, "config": config});
+        admin.post("/api/v1/triggers", &body).await.expect(201)["id"].as_str().expect("an id").to_owned()
+    };
+    let yearly = || json!({"cron": ["0 0 1 1 *"]});
+    let (own, foreign) = (create("own", "schedule", yearly()).await, create("foreign", "schedule", yearly()).await);
+    let hook = create("later one", "webhook", json!({"preset": "none"})).await;
+    let (key, _) = admin.key(&json!({"name": "ci", "role": "admin", "workflows": ["own", "later one"]})).await;
+    let send = async |method: &str, path: &str, body: &Value| {
+        let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+        let body = if method == "GET" { String::new() } else { body.to_string() };
+        admin.service.send(method, &format!("/api/v1{path}"), &headers, body).await
+    };
+    let span = json!({"from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z"});
+    let nowhere = "00000000-0000-0000-0000-000000000000";
+    for (method, path, body, expected) in [
+        ("GET", "/triggers/{}", json!({}), 200),
+        ("PUT", "/triggers/{}", json!({"note": "mine"}), 200),
+        ("POST", "/triggers/{}/pause", json!({}), 200),
+        ("POST", "/triggers/{}/resume", json!({}), 200),
+        ("POST", "/triggers/{}/preview", json!({}), 200),
+        // There is no such workflow yet.
+        ("POST", "/triggers/{}/fire", json!({}), 409),
+        ("GET", "/triggers/{}/backfills", json!({}), 200),
+        ("POST", "/triggers/{}/backfills", span, 200),
+        ("GET", "/triggers/{}/backfills/00000000-0000-0000-0000-000000000000", json!({}), 404),
+        ("POST", "/triggers/{}/backfills/00000000-0000-0000-0000-000000000000/stop", json!({}), 404),
+        ("DELETE", "/triggers/{}", json!({}), 200),
+    ] {
+        let seen = async |id: &str| {
+            let error = send(method, &path.replace("{}", id), &body).await.error(404);
+            (error["code"].clone(), error["detail"].clone())
+        };
+        // What is another's looks as if it were not there.
+        assert_eq!(seen(&foreign).await, seen(nowhere).await, "{method} {path}");
+        let answer = send(method, &path.replace("{}", &own), &body).await;
+        assert_eq!(answer.status.as_u16(), expected, "{method} {path}: {}", answer.text);
+    }
+    send("POST", &format!("/triggers/{hook}/token"), &json!({})).await.expect(200);
+    send("POST", &format!("/triggers/{foreign}/token"), &json!({})).await.error(404);
+    // No trigger of it starts another workflow, and no route that names none lets it in.
+    let elsewhere = json!({"workflow_name": "foreign"});
+    let refused = send("PUT", &format!("/triggers/{hook}"), &elsewhere).await;
+    assert_eq!(refused.field_errors(), ["body.workflow_name value_error"]);
+    let new = json!({"name": "n", "kind": "schedule", "workflow_name": "own", "config": yearly()});
+    for (method, path) in [("GET", "/triggers"), ("POST", "/triggers"), ("GET", "/triggers/preview?cron=@daily")] {
+        assert_eq!(send(method, path, &new).await.error(403)["code"], "key_is_bound", "{method} {path}");
+    }
+    send("GET", "/triggers/no-id", &json!({})).await.error(422);
+    // A role that starts no runs reads triggers, and changes none.
+    let (viewer, _) = admin.key(&json!({"name": "v", "role": "viewer", "workflows": ["later one"]})).await;
+    let headers = [("x-api-key", viewer.as_str()), ("content-type", "application/json")];
+    let path = format!("/api/v1/triggers/{hook}");
+    admin.service.send("GET", &path, &headers, "").await.expect(200);
+    assert_eq!(admin.service.send("DELETE", &path, &headers, "").await.error(403)["code"], "forbidden");
+}
+
 /// The reference deployment let user and password into URLs.
 async fn let_in_with_a_password(pool: &PgPool) {
     let sql = "UPDATE agents SET url = 'http://user:pass@agent.example/rpc?key=qu3ry-secret'";

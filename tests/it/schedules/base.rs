@@ -154,6 +154,7 @@ async fn a_chain_of_runs_is_bounded_and_a_present_run_is_not_started_again(pool:
         correlation_id: Some("chain-1".to_owned()),
     };
     let firings = [firing("a", 16), firing("b", 17)];
+    sqlx::query("INSERT INTO event_topics (topic) VALUES ('events')").execute(&pool).await.expect("a topic");
     for round in 0..2 {
         let outcomes = db::in_transaction(&own, async |conn| {
             let trigger = db::triggers::lock_free(conn, id).await?.expect("a trigger");
@@ -165,6 +166,9 @@ async fn a_chain_of_runs_is_bounded_and_a_present_run_is_not_started_again(pool:
     }
     let run = world.service.get("/api/v1/runs/run-a").await.expect(200);
     assert_eq!(run["trigger"]["depth"], 16);
+    // An event of it could make the chain longer.
+    let sql = "SELECT count(*) FROM webhook_events WHERE event_type = 'trigger.failed_to_start'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.expect("a count"), 0);
     assert_eq!(world.count(id, "fired").await, 1);
 }
 

@@ -10,10 +10,13 @@ use futures_util::stream;
 use http::StatusCode;
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
+use workflow_api::{
+    clock::Clock,
+    db::{self, migrations::MIGRATOR},
+};
 
 use super::{Receiver, WEBHOOKS, create, delivery, ended, get, path, record};
-use crate::service::{Service, config, eventually};
+use crate::service::{Service, config, eventually, own_pool};
 
 /// Pitfall 12: an answer of any size is recorded, and read up to a bound.
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -213,10 +216,74 @@ async fn old_days_are_dropped_whole_unless_something_is_still_to_be_sent(pool: P
                    ORDER BY 1";
         sqlx::query_scalar(sql).fetch_all(&pool).await.expect("a catalogue")
     };
-    let keep = async || sqlx::query("SELECT keep_webhook_partitions(14)").execute(&pool).await.expect("kept");
+    let own = own_pool(&pool);
+    let keep = async || db::webhooks::keep_partitions(&own, 14).await.expect("kept");
     keep().await;
     assert_eq!(days().await, ["webhook_deliveries_20260102"]);
     service.delete(&path(&webhook)).await.expect(200);
+    // A reader of the table delays nobody but the drop.
+    let mut reader = pool.begin().await.expect("a transaction");
+    sqlx::query("SELECT FROM webhook_deliveries LIMIT 1").execute(&mut *reader).await.expect("read");
+    keep().await;
+    assert_eq!(days().await, ["webhook_deliveries_20260102"]);
+    reader.commit().await.expect("done");
     keep().await;
     assert_eq!(days().await, Vec::<String>::new());
+}
+
+/// If no process has made partitions for some days, deliveries are made and sent all the same.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_day_without_a_partition_loses_nothing(pool: PgPool) {
+    let parts = async || -> Vec<String> {
+        let sql = "SELECT inhrelid::regclass::text FROM pg_inherits
+                   WHERE inhparent IN ('webhook_deliveries'::regclass, 'webhook_attempts'::regclass) ORDER BY 1";
+        sqlx::query_scalar(sql).fetch_all(&pool).await.expect("partitions")
+    };
+    // The migration has made those of today and the next eight days, and the default ones.
+    let made = parts().await;
+    assert_eq!(made.len(), 20);
+    let drop_days = async || {
+        for part in parts().await.iter().filter(|part| !part.ends_with("_other_days")) {
+            sqlx::query(sqlx::AssertSqlSafe(format!("DROP TABLE {part}"))).execute(&pool).await.expect("dropped");
+        }
+    };
+    drop_days().await;
+    let service = Service::start(&pool);
+    let receiver = Receiver::content().await;
+    let webhook = create(&service, &receiver.url("/"), json!({})).await;
+    record(&pool, "run.failed", 1).await;
+    let log = ended(&service, &webhook, 1).await;
+    assert_eq!(log[0]["state"], "delivered");
+    assert_eq!(delivery(&service, &log[0]["id"]).await["attempt_log"][0]["status_code"], 204);
+    service.stop().await;
+    let count = async |table: &str| -> i64 {
+        let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM ONLY {table}_other_days"));
+        sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a count")
+    };
+    assert_eq!((count("webhook_deliveries").await, count("webhook_attempts").await), (1, 1));
+    let own = own_pool(&pool);
+    let keep = async |days| db::webhooks::keep_partitions(&own, days).await.expect("kept");
+    keep(14).await;
+    // Those of the days from the day after tomorrow on are made again.
+    assert_eq!(parts().await.len(), 16);
+    // A day that has rows already keeps them where they are, until they are too old.
+    drop_days().await;
+    for table in ["webhook_deliveries", "webhook_attempts"] {
+        let sql = format!("UPDATE {table} SET created_at = created_at + interval '5 days'");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.expect("moved");
+    }
+    keep(14).await;
+    assert_eq!(parts().await.len(), 14);
+    assert_eq!((count("webhook_deliveries").await, count("webhook_attempts").await), (1, 1));
+    for table in ["webhook_deliveries", "webhook_attempts"] {
+        let sql = format!("UPDATE {table} SET created_at = created_at - interval '25 days'");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.expect("moved");
+    }
+    sqlx::query("UPDATE webhook_deliveries SET state = 'pending'").execute(&pool).await.expect("done");
+    keep(14).await;
+    assert_eq!((count("webhook_deliveries").await, count("webhook_attempts").await), (1, 1), "it is still to be sent");
+    sqlx::query("UPDATE webhook_deliveries SET state = 'delivered'").execute(&pool).await.expect("done");
+    keep(14).await;
+    assert_eq!((count("webhook_deliveries").await, count("webhook_attempts").await), (0, 0));
+    assert_eq!(parts().await.len(), 16);
 }

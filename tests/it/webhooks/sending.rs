@@ -8,8 +8,12 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{clock::Clock, db::migrations::MIGRATOR};
 
-use super::{Receiver, create, delivery, ended, get, in_state, path, record, secret};
-use crate::service::{Service, config, eventually};
+use super::{Receiver, WEBHOOKS, create, delivery, ended, get, in_state, path, record, secret};
+use crate::{
+    access::Admin,
+    path::Executor,
+    service::{Service, config, eventually},
+};
 
 /// Pitfall 10: what arrives is verified by the official crate, byte by byte, whatever the numbers and letters are.
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -303,4 +307,45 @@ async fn the_depth_of_a_chain_is_sent(pool: PgPool) {
     let got = receiver.got("/", 1).await.remove(0);
     assert_eq!(got.header("webhook-depth"), "3");
     assert_eq!(got.json()["data"]["trigger"]["depth"], 3);
+}
+
+/// B2: the address of an open callback is in full payloads only, and shown in the log to those who may answer.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_full_payload_of_a_waiting_run_has_the_address_of_its_callback(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let service = &admin.service;
+    let _executor = Executor::start(service);
+    let receiver = Receiver::content().await;
+    let mut hooks = Vec::new();
+    for payload in ["full", "thin"] {
+        let url = receiver.url(&format!("/{payload}"));
+        let body = json!({"name": payload, "url": url, "event_types": ["run.waiting"], "payload": payload});
+        hooks.push(admin.post(WEBHOOKS, &body).await.expect(201));
+    }
+    let step = json!({"id": "ok", "type": "callback", "callback_config": {}});
+    let workflow = json!({"name": "asks", "start_step": "ok", "steps": {"ok": step}});
+    let workflow = admin.post("/api/v1/workflows", &workflow).await.expect(201);
+    let execute = format!("/api/v1/workflows/{}/execute", workflow["id"].as_str().expect("an id"));
+    let run = admin.post(&execute, &json!({"input_data": {}})).await.expect(202)["run_id"].clone();
+    let full = receiver.got("/full", 1).await.remove(0).json();
+    let thin = receiver.got("/thin", 1).await.remove(0);
+    let url = full["data"]["callback_url"].as_str().expect("an address").to_owned();
+    let callback = url.strip_prefix("http://localhost:8000").expect("the public URL").to_owned();
+    assert!(!thin.body.contains("callback_url"), "{}", thin.body);
+    // The log shows it to those who may answer anyway.
+    let list = admin.get(&format!("{}/deliveries", path(&hooks[0]))).await.expect(200);
+    let at = format!("/api/v1/webhook-deliveries/{}", list["items"][0]["id"].as_str().expect("an id"));
+    for (role, seen) in [("operator", url.as_str()), ("viewer", "********")] {
+        let (key, _) = admin.key(&json!({"name": role, "role": role})).await;
+        let shown = service.send("GET", &at, &[("x-api-key", key.as_str())], "").await.expect(200);
+        assert_eq!(shown["body"]["data"]["callback_url"], seen, "{role}");
+        assert_eq!(shown["body"]["data"]["run_id"], run, "{role}");
+    }
+    service.post(&callback, &json!({"fine": true})).await.expect(200);
+    let sql = "SELECT status FROM workflow_runs";
+    eventually("it has ended", async || {
+        let status: String = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a run");
+        (status == "COMPLETED").then_some(())
+    })
+    .await;
 }

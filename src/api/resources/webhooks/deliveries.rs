@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::{WebhookId, not_found};
 use crate::{
-    access::Role,
-    actions::webhooks,
+    access::{Permission, Role},
+    actions::webhooks::{self, MASK},
     api::vocabulary::{
         app::App,
         caller::Caller,
@@ -32,6 +32,7 @@ use crate::{
     event::wire_id,
     input::{self, Node, Object, request_object},
     timestamp::Timestamp,
+    webhook::envelope::without_callback,
 };
 
 /// Maximum number of attempts that are shown.
@@ -177,7 +178,7 @@ impl WebhookAttempt {
 pub struct WebhookDeliveryDetail {
     #[serde(flatten)]
     delivery: WebhookDelivery,
-    /// What is sent, byte by byte.
+    /// What is sent, byte by byte. Without `runs:write` a `callback_url` is replaced by asterisks.
     #[schema(value_type = HashMap<String, Value>)]
     body: Option<Box<RawValue>>,
     /// The latest 100 attempts, in their order.
@@ -275,9 +276,11 @@ async fn detail(app: &App, caller: &Caller, id: Uuid) -> Result<WebhookDeliveryD
     let row = deliveries::find(&app.pool, caller.organization(), id).await?.ok_or_else(no_delivery)?;
     let body = deliveries::body(&app.pool, id).await?.ok_or_else(no_delivery)?;
     let attempts = deliveries::attempts(&app.pool, id, MAX_ATTEMPTS).await?;
+    let sees_callbacks = caller.may(Permission::RunsWrite);
+    let shown = |body: Box<RawValue>| if sees_callbacks { body } else { without_callback(&body, MASK) };
     Ok(WebhookDeliveryDetail {
         delivery: row.into(),
-        body: RawValue::from_string(body).ok(),
+        body: RawValue::from_string(body).ok().map(shown),
         attempt_log: attempts.into_iter().map(|row| WebhookAttempt::of_row(row, caller)).collect(),
     })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -204,6 +205,55 @@ pub struct CreatedWebhook {
     /// The secret. No other answer shows it. Null only in a repeated answer, if the key of its encryption is missing.
     #[schema(example = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")]
     pub(super) secret: Option<String>,
+}
+
+/// Webhook in a document, as it would be created.
+#[derive(Serialize)]
+pub struct ExportedWebhook {
+    name: String,
+    url: String,
+    event_types: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workflow_names: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<String>,
+    payload: String,
+    ordering: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<String, &'static str>,
+    max_in_flight: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_per_second: Option<i32>,
+    signature: String,
+    secret: Option<String>,
+    enabled: bool,
+}
+
+impl ExportedWebhook {
+    /// Webhook without its secrets.
+    pub fn new(row: WebhookRow, vault: &Vault, shows_url: bool) -> Self {
+        let headers = row.opened(vault).map(|sealed| sealed.headers).unwrap_or_default();
+        Self {
+            url: if shows_url { row.url } else { masked_url(&row.url) },
+            name: row.name,
+            event_types: row.event_types,
+            workflow_names: row.workflow_names,
+            filter: row.filter,
+            payload: row.payload,
+            ordering: row.ordering,
+            headers: headers.into_iter().map(|(name, _)| (name, MASK)).collect(),
+            max_in_flight: row.max_in_flight,
+            rate_per_second: row.rate_per_second,
+            signature: row.signature,
+            secret: None,
+            enabled: row.enabled,
+        }
+    }
+}
+
+/// Reads a webhook of a document.
+pub fn read_definition(body: &RawValue) -> Read<NewWebhook> {
+    NewWebhookBody::parse(&Object::body(body)?)
 }
 
 request_object! {
