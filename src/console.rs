@@ -19,6 +19,8 @@ include!(concat!(env!("OUT_DIR"), "/console_files.rs"));
 pub const PATH: &str = "/console";
 /// The page, a template that [`Console::new`] fills.
 const PAGE: &str = "index.html";
+/// The module that the page loads. It imports what every screen needs; a screen is imported when it is opened.
+const MAIN: &str = "app.js";
 /// Length of a tag, and of the hash in the paths, in bytes.
 const TAG_BYTES: usize = 8;
 
@@ -60,7 +62,7 @@ impl Console {
         let version = hex(&all.finalize()[..TAG_BYTES]);
         let assets = format!("{base}{PATH}/assets/{version}");
         let mut preload = String::new();
-        for (path, _) in FILES.iter().filter(|(path, _)| media_type(path) == SCRIPT) {
+        for path in needed_modules(MAIN) {
             let _ = writeln!(preload, "<link rel=\"modulepreload\" href=\"{}/{}\">", escaped(&assets), escaped(path));
         }
         let template = FILES.iter().find(|(path, _)| *path == PAGE).map_or(&[][..], |(_, content)| *content);
@@ -98,6 +100,39 @@ impl Asset {
         let gzipped = gzipped.filter(|gzipped| gzipped.len() < plain.len()).map(Bytes::from);
         Self { content_type, tag, plain, gzipped }
     }
+}
+
+/// The module of that path and all that it imports, directly or not. `import()` of a screen is not followed.
+fn needed_modules(main: &'static str) -> Vec<&'static str> {
+    let mut found = vec![main];
+    let mut read = 0;
+    while let Some(path) = found.get(read).copied() {
+        read += 1;
+        let content = FILES.iter().find(|(name, _)| *name == path).map_or(&[][..], |(_, content)| *content);
+        let text = str::from_utf8(content).unwrap_or_default();
+        for import in text.split(" from \"").skip(1).filter_map(|rest| rest.split('"').next()) {
+            let wanted = below(path, import);
+            let file = FILES.iter().map(|(name, _)| *name).find(|name| *name == wanted && media_type(name) == SCRIPT);
+            if let Some(file) = file.filter(|file| !found.contains(file)) {
+                found.push(file);
+            }
+        }
+    }
+    found
+}
+
+/// Path of a file that is named relative to another one.
+fn below(path: &str, relative: &str) -> String {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    parts.pop();
+    for part in relative.split('/') {
+        match part {
+            "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
 }
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -147,6 +182,18 @@ mod tests {
             scripts.iter().all(|script| script.split('>').next().is_some_and(|tag| tag.contains("src="))),
             "{page}"
         );
+    }
+
+    #[test]
+    fn the_page_preloads_what_every_screen_needs_and_no_screen_besides() {
+        let page = String::from_utf8(Console::new("", "", "").page().plain.to_vec()).expect("UTF-8");
+        let preloaded: Vec<&str> = page.lines().filter(|line| line.contains("modulepreload")).collect();
+        for needed in ["app.js", "parts/runtime.js", "vendor/signals-core.js", "views/sign-in.js"] {
+            assert_eq!(preloaded.iter().filter(|line| line.contains(&format!("/{needed}\""))).count(), 1, "{needed}");
+        }
+        assert!(!preloaded.iter().any(|line| line.contains("views/editor.js")), "{page}");
+        assert_eq!(below("views/run.js", "../parts/ui.js"), "parts/ui.js");
+        assert_eq!(below("app.js", "./views/run.js"), "views/run.js");
     }
 
     #[test]

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { after, before, test } from "node:test";
+import { hookJourneys } from "./hook-journeys.js";
 import { Page } from "./page.js";
 import { ATTACK, fill, Service } from "./service.js";
 
@@ -261,10 +262,63 @@ test("every screen has the call behind it as a command that works", async () => 
     assert.equal(answer.status, 200);
 });
 
+hookJourneys(() => ({ service, page, made }), at);
+
+test("an empty organisation has its first run a minute later", async () => {
+    await service.call("POST", "/organizations", { id: "newcomers", name: "Newcomers" });
+    const { key } = await service.call("POST", "/api-keys", { name: "first", role: "admin", organization_id: "newcomers" });
+    await page.fresh();
+    await page.signIn(key, "/console");
+    await page.reads("There are no runs yet");
+    await page.press("a workflow", "a");
+    await page.press("the editor", "a");
+    await page.fill("Definition as JSON", JSON.stringify({ name: "first", input_schema: { type: "object", required: ["text"], properties: { text: { type: "string" } } },
+        start_step: "rest", steps: { rest: { id: "rest", type: "wait", input_mapping: { text: "${workflow.input.text}" }, wait_config: { duration_seconds: 0 } } } }));
+    await page.reads("The definition is valid");
+    await page.press("Store");
+    await page.reads("is stored as version 1");
+    await page.press("Run");
+    await page.fill("text", "hello");
+    await page.press("Start the run");
+    await page.browser.until("document.querySelector('.run-words .status')?.innerText.includes('completed')", "the end of the first run");
+    await page.press("Home", "nav a");
+    await page.reads("Latest runs");
+    await page.press("first", "td a");
+    await page.browser.until("location.pathname.includes('/runs/')", "the run");
+    await page.fresh();
+});
+
+test("without the service the console says so, keeps what it shows, and goes on when it is back", async () => {
+    const offline = (/** @type {boolean} */ isOffline) => page.browser.call("Network.emulateNetworkConditions", { offline: isOffline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+    await page.signIn(service.key, "/console/agents");
+    await page.reads("broken");
+    try {
+        await offline(true);
+        await page.fill("Name begins with", "bro");
+        await page.reads("The service cannot be reached");
+        await page.press("Organisations", "nav a");
+        await page.reads("This screen could not be loaded");
+    } finally {
+        await offline(false);
+    }
+    const loaded = page.browser.next("Page.loadEventFired");
+    await page.press("Try again");
+    await loaded;
+    await page.reads("Acme");
+    await page.press("Agents", "nav a");
+    await page.reads("broken");
+    page.browser.complaints.splice(0);
+    assert.ok((await page.browser.evaluate("fetch('https://example.org/').then(() => 'reached', () => 'cut')")) === "cut");
+    page.browser.complaints.splice(0);
+    page.browser.requests.splice(page.browser.requests.findIndex((url) => url.startsWith("https://example.org")), 1);
+});
+
 const SCREENS = () => ["", "/runs", "/runs?status=PENDING&name=nothing", `/runs/${made.runs.order.id}`, `/runs/${made.runs.hostile.id}?step=ask`, `/runs/${made.runs.failing.id}?step=mail`,
     ...["timeline", "table", "log", "data", "lineage", "raw"].map((tab) => `/runs/${made.runs.hostile.id}?tab=${tab}`), `/runs/${made.runs.cancelled.id}`,
     `/compare?a=${made.runs.order.id}&b=${made.runs.hostile.id}`, "/workflows", `/workflows/${made.hostile.id}`,
     ...["run", "runs", "versions&from=1&to=2", "definition", "use"].map((tab) => `/workflows/${made.order.id}?tab=${tab}`), "/workflows/new", `/workflows/${made.hostile.id}/edit`,
+    "/triggers", "/triggers?name_prefix=none", ...Object.values(made.triggers).map(({ id }) => `/triggers/${id}`), "/webhooks", ...Object.values(made.hooks).map(({ id }) => `/webhooks/${id}`),
+    `/webhooks/${made.hooks.bad.id}/deliveries/${made.delivery}`, `/runs/${made.runs.held.id}`, `/runs?cols=run,trigger,due,deadline,flow`,
     "/agents", `/agents/${made.broken.id}`, "/approvals", "/dead-letters", "/keys", "/organisations", "/organisations/acme", "/audit", "/system", "/nowhere"];
 
 /** The screen is there, and nothing is on its way any more. */
@@ -285,7 +339,10 @@ test("every screen is clean for axe in both themes, and at 390 pixels nothing sc
         }
     }
     for (const [screen, button] of [["/keys", "New key"], ["/organisations", "New organisation"], ["/agents", "New agent"], ["/runs", "Columns"], ["/runs", "Export"],
-        ["/runs", "Keyboard help"], [`/runs/${made.runs.failing.id}`, "Retry"], ["/workflows/new", "Try it"], ["/system", "API"]]) {
+        ["/runs", "Keyboard help"], [`/runs/${made.runs.failing.id}`, "Retry"], ["/workflows/new", "Try it"], ["/system", "API"],
+        ["/runs?status=FAILED", "Act on all"], ["/runs", "Save view"], ["/triggers", "New trigger"], ["/webhooks", "New webhook"],
+        ...["Fire now", "Pause", "Edit", "Delete", "Start runs of a range of time"].map((button) => [`/triggers/${made.triggers.nightly.id}`, button]), [`/triggers/${made.triggers.incoming.id}`, "Make another token"],
+        ...["Test", "Recover", "Edit", "Rotate secret", "Disable"].map((button) => [`/webhooks/${made.hooks.good.id}`, button]), [`/webhooks/${made.hooks.off.id}`, "Enable"]]) {
         await page.go(`/console${screen}`);
         await settled();
         await page.press(button);
@@ -322,19 +379,22 @@ test("nothing that somebody has stored is executed or becomes markup, on any scr
 
 test("what one organisation has is not in another one's console", async () => {
     await page.fresh();
-    await page.signIn(service.key, "/console/runs");
+    await page.signIn(service.key, "/console/runs?name_prefix=host");
     await page.reads("hostile");
     await page.fresh();
     await page.signIn(made.acme, "/console/runs");
     await page.reads("There are no runs yet");
-    for (const path of ["/workflows", "/agents", "/audit", "/keys"]) {
+    for (const path of ["", "/workflows", "/agents", "/triggers", "/webhooks", "/approvals", "/audit", "/keys"]) {
         await page.go(`/console${path}`);
         await settled();
         const text = await page.text();
-        for (const word of ["hostile", "repairable", "demo-upper"]) assert.ok(!text.includes(word), `${path} shows ${word}`);
+        for (const word of ["hostile", "repairable", "demo-upper", "nightly", "incoming", "receiver", "refused"]) assert.ok(!text.includes(word), `${path} shows ${word}`);
     }
-    await page.go(`/console/runs/${made.runs.order.id}`);
-    await page.reads("not found");
+    for (const path of [`runs/${made.runs.order.id}`, `triggers/${made.triggers.incoming.id}`, `webhooks/${made.hooks.good.id}`, `webhooks/${made.hooks.bad.id}/deliveries/${made.delivery}`,
+        `workflows/${made.order.id}`, `agents/${made.broken.id}`]) {
+        await page.go(`/console/${path}`);
+        await page.reads("not found");
+    }
     page.browser.complaints.splice(0);
 });
 

@@ -31,6 +31,8 @@ export class Chromium {
         if (!program) throw new Error("Chromium is not installed");
         this.directory = mkdtempSync(join(tmpdir(), "console-chromium-"));
         const options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
+            // The network is cut: only this machine is reached, and no name is resolved.
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
             `--user-data-dir=${this.directory}`, "--remote-debugging-pipe", "about:blank"];
         this.child = spawn(program, options, { stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"] });
         this.to = this.child.stdio[3];
@@ -147,7 +149,9 @@ export class Chromium {
 
     async stop() {
         const ended = new Promise((resolve) => this.child.on("exit", resolve));
-        this.child.kill("SIGKILL");
+        // Asked to close, it ends its other processes first; killed, it would leave them writing into the folder.
+        this.#session = "";
+        this.call("Browser.close").catch(() => this.child.kill("SIGKILL"));
         await ended;
         rmSync(this.directory, { recursive: true, force: true, maxRetries: 5 });
     }

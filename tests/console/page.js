@@ -8,7 +8,7 @@ const LIBRARY = `window.$find = (selector, words) => [...document.querySelectorA
     return (name === words || (element.innerText ?? "").trim() === words) && !element.disabled && element.checkVisibility();
 });
 window.$field = (words) => {
-    const label = [...document.querySelectorAll("label")].find((one) => one.innerText.trim().startsWith(words) && one.checkVisibility());
+    const label = [...(document.querySelector("dialog[open]") ?? document).querySelectorAll("label")].find((one) => one.innerText.trim().startsWith(words) && one.checkVisibility());
     return label ? (label.htmlFor ? document.getElementById(label.htmlFor) : label.querySelector("input, select, textarea"))
         : document.querySelector('[aria-label="' + words + '"]');
 };`;
@@ -59,7 +59,7 @@ export class Page {
         await this.go(path);
         await this.fill("API key or token", key);
         await this.press("Sign in");
-        await this.sees("main h1");
+        await this.sees("#main h1");
     }
 
     sees(selector) {

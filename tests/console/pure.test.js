@@ -3,10 +3,11 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { lanesOf, layout, NODE } from "../../src/console/assets/parts/layout.js";
 import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, toCsv } from "../../src/console/assets/parts/run-list.js";
-import { fields, gather } from "../../src/console/assets/parts/schema.js";
+import { limitWords, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
+import { fields, gather, show } from "../../src/console/assets/parts/schema.js";
 import { align, differences, member, runWords, same, states, tree, versionOf } from "../../src/console/assets/parts/steps.js";
 import { csvLine, curl, diff, fault, hunks, locate, match } from "../../src/console/assets/parts/text.js";
-import { absolute, bytes, duration, percentile, relative } from "../../src/console/assets/parts/time.js";
+import { absolute, bytes, duration, fromField, percentile, relative, toField } from "../../src/console/assets/parts/time.js";
 
 const NOW = Date.parse("2026-11-29T12:00:00Z");
 
@@ -187,4 +188,33 @@ test("a schema becomes a form, and what was typed an input of the right types", 
         { order: "A value is required", amount: "This is no number", count: "This is no whole number", rows: "This is no JSON" });
     assert.equal(fields({ oneOf: [], properties: {} }), null);
     assert.equal(fields(null), null);
+});
+
+test("a list of texts has a line for each item, and what lines cannot show is JSON", () => {
+    const form = fields({ type: "object", properties: { cron: { type: "array", items: { type: "string" }, "x-rare": true }, ways: { type: "array", items: { type: "string", enum: ["a"] } } } });
+    assert.ok(form);
+    assert.deepEqual(form.map(({ kind, rare }) => [kind, rare]), [["lines", true], ["json", false]]);
+    const [cron] = form;
+    for (const list of [["0 9 * * 1", "@daily"], ["[1]"], ["a\nb", ""], [" spaced"], []]) {
+        const text = show(cron, list);
+        assert.deepEqual(gather(form, { cron: text }).input.cron ?? [], list, text);
+    }
+    assert.deepEqual(gather(form, { cron: " a \n\n b" }).input, { cron: ["a", "b"] });
+    assert.equal(gather(form, { cron: "[1" }).problems.cron, "This is no JSON");
+    assert.equal(show(cron, null), "");
+});
+
+test("triggers and limits are told in words, and problems are put at their fields", () => {
+    assert.equal(when({ kind: "schedule", config: { cron: ["0 9 * * 1"], every: "PT1H", time_zone: "UTC" } }), "0 9 * * 1; every PT1H, UTC");
+    assert.equal(when({ kind: "webhook", config: { preset: "none" } }), "deliveries to its address");
+    assert.equal(when({ kind: "kafka", config: { topic: "orders" } }), "records of orders");
+    assert.equal(when({ kind: "other", config: { a: 1 } }), '{"a":1}');
+    assert.deepEqual(limitWords({ concurrency: { limit: 1, key: "k", policy: "skip" }, throttle: { limit: 10, period_seconds: 60 }, debounce: { period_seconds: 30, max_wait_seconds: 300 },
+        deadline_seconds: 3600, deadline_action: "cancel", silence_hours: 24 }).map(([, words]) => words),
+        ["1 run for each k; further ones are skipped", "10 in 1 min; further ones wait", "after 30 s without a start, 5 min at most", "1 h, then it is cancelled", "an event after 24 h without a completed run"]);
+    assert.deepEqual(limitWords({}), []);
+    assert.deepEqual(problemsOf({ errors: [{ field: "body.config.cron[0]", message: "wrong" }, { field: "body.name", message: "taken" }] }, "body.config"), { cron: "wrong" });
+    assert.deepEqual(problemsOf(new Error("other"), "body"), {});
+    assert.deepEqual([toField("2026-01-01T10:00:00.5Z"), fromField("2026-01-01T10:00"), fromField("2026-01-01T10:00:30"), toField(""), fromField("")],
+        ["2026-01-01T10:00", "2026-01-01T10:00:00Z", "2026-01-01T10:00:30Z", "", ""]);
 });

@@ -89,6 +89,11 @@ const step = (id, agent, input, next) => ({ id, agent_name: agent, input_mapping
 /** Definitions, runs in all states, a dead letter, another organisation. @param {Service} service */
 export async function fill(service) {
     const put = (name, body) => service.call("PUT", `/workflow-names/${name}`, body);
+    const hooks = {
+        good: await service.call("POST", "/webhooks", { name: `receiver ${ATTACK}`, url: `${service.demo}/hooks`, event_types: ["run.*"], headers: { "x-team": "console" } }),
+        bad: await service.call("POST", "/webhooks", { name: "refused", url: `${service.demo}/there-is-none`, event_types: ["run.failed"], filter: `\${event.data.status} != '<b>'` }),
+        off: await service.call("POST", "/webhooks", { name: "switched off", url: `${service.demo}/hooks`, event_types: ["agent.*"], enabled: false }),
+    };
     const broken = await service.call("POST", "/agents", { name: "broken", url: `${service.demo}/upper?fail=503`, description: ATTACK,
         retry_config: { max_retries: 1, initial_delay_ms: 100, max_delay_ms: 1000 } });
     const schema = { type: "object", required: ["order"], properties: { order: { type: "string", description: ATTACK }, amount: { type: "number" },
@@ -124,11 +129,25 @@ export async function fill(service) {
     };
     const cancelled = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
     runs.cancelled = await service.call("POST", `/runs/${cancelled.id}/cancel`, { reason: ATTACK });
+    // One run holds the only place, the other one waits for it.
+    await put("limited", { description: ATTACK, start_step: "rest", steps: { rest: { id: "rest", type: "wait", wait_config: { duration_seconds: 86_400 } } },
+        concurrency: { key: "${workflow.input.customer}", limit: 1 }, throttle: { limit: 100, period_seconds: 60, burst: 50 }, deadline_seconds: 3600, deadline_action: "notify", silence_hours: 24 });
+    runs.holding = await service.call("POST", "/workflow-names/limited/execute", { input_data: { customer: "<b>acme</b>" } });
+    runs.held = await service.call("POST", "/workflow-names/limited/execute", { input_data: { customer: "<b>acme</b>" } });
+    const triggers = {
+        nightly: await service.call("POST", "/triggers", { name: `nightly ${ATTACK}`, kind: "schedule", workflow_name: "order", note: ATTACK, labels: { "<b>team</b>": ATTACK },
+            input: { order: "${trigger.at}", text: ATTACK }, config: { cron: ["0 3 * * *", "0 4 * * *"], time_zone: "Europe/Berlin", exclude: ["2030-12-25"] } }),
+        paused: await service.call("POST", "/triggers", { name: "paused one", kind: "schedule", workflow_name: "nothing", enabled: false, note: `until ${ATTACK}`, config: { every: "PT1H" } }),
+        incoming: await service.call("POST", "/triggers", { name: "incoming", kind: "webhook", workflow_name: "order", input: { order: "${trigger.body.order}" },
+            config: { preset: "github", secrets: ["a secret of the test"], filter: "${trigger.body.order} != '<b>'" } }),
+    };
+    await fetch(`${service.url}/api/v1/hooks/default/incoming`, { method: "POST", headers: { "content-type": "application/json", "x-hub-signature-256": `sha256=${"0".repeat(64)}`, "x-github-delivery": "1" }, body: "{}" });
+    const [delivery] = (await service.call("GET", `/webhooks/${hooks.bad.id}/deliveries`)).items;
     service.sql(`INSERT INTO dead_letters (id, topic, partition, record_offset, key, value, headers, digest, bytes, reason, detail, copy_at)
         VALUES (gen_random_uuid(), 'workflow.execution.requests', 0, 100000, 'k', convert_to($$${JSON.stringify({ broken: ATTACK })}$$, 'UTF8'),
             jsonb_build_array(jsonb_build_array('${"<b>h</b>"}', 'aGk=')), sha256('1'), 300, 'invalid_content', $$${ATTACK}$$, NULL)`);
     await service.call("POST", "/organizations", { id: "acme", name: "Acme <b>" });
     const acme = await service.call("POST", "/api-keys", { name: "acme-admin", role: "admin", organization_id: "acme" });
     const viewer = await service.call("POST", "/api-keys", { name: "viewer <i>", role: "viewer" });
-    return { broken, order, repairable, approval, hostile, failing, long, runs, acme: acme.key, viewer: viewer.key };
+    return { hooks, triggers, delivery: delivery.id, broken, order, repairable, approval, hostile, failing, long, runs, acme: acme.key, viewer: viewer.key };
 }

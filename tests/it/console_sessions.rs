@@ -66,7 +66,7 @@ async fn a_browser_signs_in_with_a_key_or_a_token_and_has_exactly_their_rights(p
             ("authorization", token(&json!({"sub": "ann", "role": "operator"}))),
             "ann",
             "operator",
-            json!(["agents:read", "workflows:read", "runs:read", "runs:write"]),
+            json!(["agents:read", "workflows:read", "runs:read", "runs:write", "webhooks:read"]),
             true,
         ),
     ] {
@@ -278,7 +278,7 @@ async fn a_session_follows_its_key_and_ends_with_the_secret_that_signed_its_toke
     assert_eq!(get(service, "/api/v1/audit-logs", &of_key).await.error(403)["code"], "forbidden");
     assert_eq!(get(service, SESSION, &of_key).await.expect(200)["role"], "viewer");
     // The same database, after the secret was replaced.
-    let secret = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
+    let secret = "7ab11bc9040423aa7325e6234b14aaa631063edfe3e70ce089eacc400c599318";
     let rotated = Service::start_with(config(&pool, &[("JWT_SECRET", secret)]));
     assert_eq!(status(&rotated, &of_token).await, 401);
     assert_eq!(status(&rotated, &of_key).await, 200);

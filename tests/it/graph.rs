@@ -156,9 +156,10 @@ async fn the_graph_of_a_run_sums_up_the_attempts_of_each_step(pool: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn what_is_being_written_is_drawn_if_its_members_are_valid(pool: PgPool) {
     let service = Service::start(&pool);
-    let step = |next: &str| json!({"agent_name": "nobody", "input_mapping": {}, "next_step": next});
+    let step = |id: &str, next: &str| json!({"id": id, "agent_name": "nobody", "input_mapping": {}, "next_step": next});
     // The agent and the last step are missing, and the chain has no end: rules between the steps do not count yet.
-    let body = json!({"name": "w", "start_step": "a", "steps": {"a": step("b"), "b": step("a"), "c": step("d")}});
+    let steps = json!({"a": step("a", "b"), "b": step("b", "a"), "c": step("c", "d")});
+    let body = json!({"name": "w", "start_step": "a", "steps": steps});
     let graph = service.post("/api/v1/workflows/graph", &body).await.expect(200);
     let ids: Vec<_> = graph["nodes"].as_array().expect("nodes").iter().map(|node| node["id"].clone()).collect();
     assert_eq!(ids, ["a", "b"]);
@@ -167,7 +168,8 @@ async fn what_is_being_written_is_drawn_if_its_members_are_valid(pool: PgPool) {
     let answer = service.post("/api/v1/workflows/graph", &wrong).await;
     assert!(answer.field_errors().iter().any(|error| error.starts_with("body.steps.a.agent_name")), "{}", answer.text);
     answer.error(422);
-    let steps: serde_json::Map<_, _> = (0..5000).map(|n| (format!("s{n}"), step(&format!("s{}", n + 1)))).collect();
+    let steps: serde_json::Map<_, _> =
+        (0..5000).map(|n| (format!("s{n}"), step(&format!("s{n}"), &format!("s{}", n + 1)))).collect();
     let long = json!({"name": "w", "start_step": "s0", "steps": steps});
     let graph = service.post("/api/v1/workflows/graph", &long).await.expect(200);
     assert_eq!(graph["nodes"].as_array().map(Vec::len), Some(5000));

@@ -6,48 +6,64 @@ import { match } from "./parts/text.js";
 import { BASE, place, startRouter } from "./parts/router.js";
 import { can, needs, readSession, session, signOut, trouble } from "./parts/session.js";
 import { nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
-import { Action, Problem, said } from "./parts/ui.js";
+import { Action, arrival, Loading, Problem, said } from "./parts/ui.js";
 import { SignIn } from "./views/sign-in.js";
 import { Home } from "./views/home.js";
-import { Runs } from "./views/runs.js";
-import { Run } from "./views/run.js";
-import { Compare } from "./views/compare.js";
-import { Workflows } from "./views/workflows.js";
-import { Workflow } from "./views/workflow.js";
-import { Editor } from "./views/editor.js";
-import { Agent, Agents } from "./views/agents.js";
-import { Approvals } from "./views/approvals.js";
-import { DeadLetter, DeadLetters } from "./views/dead-letters.js";
-import { Keys } from "./views/keys.js";
-import { Organisation, Organisations } from "./views/organisations.js";
-import { Audit } from "./views/audit.js";
-import { System } from "./views/system.js";
+
+/** A screen that is loaded when it is opened. @param {() => Promise<any>} load @param {string} name */
+function later(load, name) {
+    /** @type {any} */
+    let view = null;
+    return (/** @type {any} */ props) => {
+        const [failed, setFailed] = useState(false);
+        const [, setLoaded] = useState(false);
+        useEffect(() => {
+            let over = false;
+            if (!view) {
+                load().then((module) => {
+                    view = module[name];
+                    if (!over) setLoaded(true);
+                }, () => over || setFailed(true));
+            }
+            return () => void (over = true);
+        }, []);
+        if (view) return html`<${view} ...${props} />`;
+        if (!failed) return html`<${Loading} what="the screen" />`;
+        return html`<${Problem} error=${new Error("This screen could not be loaded. If the service was updated meanwhile, load the page again.")}
+            retry=${() => location.reload()} />`;
+    };
+}
 
 /** @type {{ path: string, view: any, title: string, permission?: string }[]} */
 const SCREENS = [
     { path: "/", view: Home, title: "Home" },
-    { path: "/runs", view: Runs, title: "Runs", permission: "runs:read" },
-    { path: "/runs/:run_id", view: Run, title: "Run", permission: "runs:read" },
-    { path: "/compare", view: Compare, title: "Compare runs", permission: "runs:read" },
-    { path: "/workflows", view: Workflows, title: "Workflows", permission: "workflows:read" },
-    { path: "/workflows/new", view: Editor, title: "New workflow", permission: "workflows:read" },
-    { path: "/workflows/:workflow_id", view: Workflow, title: "Workflow", permission: "workflows:read" },
-    { path: "/workflows/:workflow_id/edit", view: Editor, title: "Edit workflow", permission: "workflows:read" },
-    { path: "/agents", view: Agents, title: "Agents", permission: "agents:read" },
-    { path: "/agents/:agent_id", view: Agent, title: "Agent", permission: "agents:read" },
-    { path: "/approvals", view: Approvals, title: "Approvals", permission: "runs:write" },
-    { path: "/dead-letters", view: DeadLetters, title: "Dead letters", permission: "dead-letters:manage" },
-    { path: "/dead-letters/:dead_letter_id", view: DeadLetter, title: "Dead letter", permission: "dead-letters:manage" },
-    { path: "/keys", view: Keys, title: "API keys", permission: "keys:manage" },
-    { path: "/organisations", view: Organisations, title: "Organisations", permission: "organizations:manage" },
-    { path: "/organisations/:organization_id", view: Organisation, title: "Organisation", permission: "organizations:manage" },
-    { path: "/audit", view: Audit, title: "Audit", permission: "audit:read" },
-    { path: "/system", view: System, title: "System" },
+    { path: "/runs", view: later(() => import("./views/runs.js"), "Runs"), title: "Runs", permission: "runs:read" },
+    { path: "/runs/:run_id", view: later(() => import("./views/run.js"), "Run"), title: "Run", permission: "runs:read" },
+    { path: "/compare", view: later(() => import("./views/compare.js"), "Compare"), title: "Compare runs", permission: "runs:read" },
+    { path: "/workflows", view: later(() => import("./views/workflows.js"), "Workflows"), title: "Workflows", permission: "workflows:read" },
+    { path: "/workflows/new", view: later(() => import("./views/editor.js"), "Editor"), title: "New workflow", permission: "workflows:read" },
+    { path: "/workflows/:workflow_id", view: later(() => import("./views/workflow.js"), "Workflow"), title: "Workflow", permission: "workflows:read" },
+    { path: "/workflows/:workflow_id/edit", view: later(() => import("./views/editor.js"), "Editor"), title: "Edit workflow", permission: "workflows:read" },
+    { path: "/agents", view: later(() => import("./views/agents.js"), "Agents"), title: "Agents", permission: "agents:read" },
+    { path: "/agents/:agent_id", view: later(() => import("./views/agents.js"), "Agent"), title: "Agent", permission: "agents:read" },
+    { path: "/triggers", view: later(() => import("./views/triggers.js"), "Triggers"), title: "Triggers", permission: "workflows:read" },
+    { path: "/triggers/:trigger_id", view: later(() => import("./views/trigger.js"), "Trigger"), title: "Trigger", permission: "workflows:read" },
+    { path: "/webhooks", view: later(() => import("./views/webhooks.js"), "Webhooks"), title: "Webhooks", permission: "webhooks:read" },
+    { path: "/webhooks/:webhook_id", view: later(() => import("./views/webhook.js"), "Webhook"), title: "Webhook", permission: "webhooks:read" },
+    { path: "/webhooks/:webhook_id/deliveries/:delivery_id", view: later(() => import("./views/delivery.js"), "Delivery"), title: "Delivery", permission: "webhooks:read" },
+    { path: "/approvals", view: later(() => import("./views/approvals.js"), "Approvals"), title: "Approvals", permission: "runs:write" },
+    { path: "/dead-letters", view: later(() => import("./views/dead-letters.js"), "DeadLetters"), title: "Dead letters", permission: "dead-letters:manage" },
+    { path: "/dead-letters/:dead_letter_id", view: later(() => import("./views/dead-letters.js"), "DeadLetter"), title: "Dead letter", permission: "dead-letters:manage" },
+    { path: "/keys", view: later(() => import("./views/keys.js"), "Keys"), title: "API keys", permission: "keys:manage" },
+    { path: "/organisations", view: later(() => import("./views/organisations.js"), "Organisations"), title: "Organisations", permission: "organizations:manage" },
+    { path: "/organisations/:organization_id", view: later(() => import("./views/organisations.js"), "Organisation"), title: "Organisation", permission: "organizations:manage" },
+    { path: "/audit", view: later(() => import("./views/audit.js"), "Audit"), title: "Audit", permission: "audit:read" },
+    { path: "/system", view: later(() => import("./views/system.js"), "System"), title: "System" },
 ];
 
 const NAVIGATION = [
     ["", ["/", "/runs", "/approvals"]],
-    ["Build", ["/workflows", "/agents"]],
+    ["Build", ["/workflows", "/agents", "/triggers", "/webhooks"]],
     ["Operate", ["/dead-letters", "/audit", "/system"]],
     ["Access", ["/keys", "/organisations"]],
 ];
@@ -59,6 +75,8 @@ const ICONS = {
     "/approvals": "M2.5 3.5h11v7h-6L4.5 13v-2.5h-2zM5.5 7 7.3 8.7 10.5 5.5",
     "/workflows": "M2.5 2.5h4v4h-4zM9.5 9.5h4v4h-4zM6.5 4.5h5v5",
     "/agents": "M3.5 5.5h9v7h-9zM8 2.5v3M6 8.5v1M10 8.5v1",
+    "/triggers": "M8 2.5a5.5 5.5 0 1 0 .01 0M8 5v3.2l2.2 1.5",
+    "/webhooks": "M2.5 8h9M8.5 4.5 12 8l-3.5 3.5M13.5 3v10",
     "/dead-letters": "M2.5 4h11v8.5h-11zM2.5 4.5 8 9l5.5-4.5",
     "/audit": "M4 2.5h8v11H4zM6 5.5h4M6 8h4M6 10.5h2.5",
     "/system": "M2.5 3h11v4h-11zM2.5 9h11v4h-11zM5 5h.01M5 11h.01",
@@ -179,10 +197,7 @@ effect(() => {
     if (path === before) return;
     before = path;
     calls.value = [];
-    requestAnimationFrame(() => {
-        const heading = document.querySelector("main h1");
-        if (heading instanceof HTMLElement) heading.focus({ preventScroll: true });
-    });
+    arrival.due = true;
 });
 const root = document.getElementById("app");
 if (root) render(html`<${App} />`, root);

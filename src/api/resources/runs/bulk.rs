@@ -135,6 +135,7 @@ pub struct RefusedRun {
         ("name" = Option<String>, Query, description = "Exactly this `workflow_name`"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of `workflow_name`"),
         ("triggered_by" = Option<String>, Query, description = "Exactly this `triggered_by`"),
+        ("trigger_id" = Option<uuid::Uuid>, Query, description = "The runs that this trigger started"),
         ("parent_run_id" = Option<String>, Query, description = "The runs that are steps of this run"),
         parameters::Created,
         parameters::Updated,

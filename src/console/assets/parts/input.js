@@ -41,13 +41,16 @@ function example(form) {
 /** @param {{ state: ReturnType<typeof useInput>, problems: Record<string, string>, id: string, label?: string }} props */
 export function InputForm({ state, problems, id, label }) {
     const { form, texts, setTexts, json, setJson, isJson, swap } = state;
+    const rare = (form ?? []).filter((field) => field.rare);
+    const usual = (form ?? []).filter((field) => !field.rare);
+    const member = (/** @type {import("./schema.js").Field} */ field) => html`<${Member} key=${field.name} field=${field} id=${`${id}-${field.name}`} text=${texts[field.name] ?? ""}
+        problem=${problems[field.name]} change=${(/** @type {string} */ text) => setTexts({ ...texts, [field.name]: text })} />`;
     return html`<div class="input-form">
         ${form && html`<button type="button" class="quiet swap" onClick=${swap}>${isJson ? "As a form" : "As JSON"}</button>`}
         ${isJson ? html`<label for=${`${id}-json`}>${label ?? "Input"} (JSON)</label>
             <textarea id=${`${id}-json`} class="mono" rows="9" spellcheck=${false} value=${json} aria-invalid=${Boolean(problems[""])}
                 onInput=${(/** @type {any} */ event) => setJson(valueOf(event))}></textarea>`
-        : (form ?? []).map((field) => html`<${Member} key=${field.name} field=${field} id=${`${id}-${field.name}`} text=${texts[field.name] ?? ""}
-            problem=${problems[field.name]} change=${(/** @type {string} */ text) => setTexts({ ...texts, [field.name]: text })} />`)}
+        : html`${usual.map(member)}${rare.length > 0 && html`<details open=${rare.some((field) => problems[field.name])}><summary>More</summary>${rare.map(member)}</details>`}`}
         ${problems[""] && html`<p class="bad" role="alert">${problems[""]}</p>`}</div>`;
 }
 
@@ -60,7 +63,7 @@ function Member({ field, id, text, problem, change }) {
         ${field.kind === "boolean" || field.kind === "choice" ? html`<select ...${about} value=${text} onChange=${set}>
                 <option value="" selected=${text === ""}></option>${options.map((option) => html`<option key=${option} value=${option}
                     selected=${option === text}>${field.kind === "choice" ? option.replace(/^"|"$/g, "") : option}</option>`)}</select>`
-        : field.kind === "json" ? html`<textarea ...${about} class="mono" rows="4" spellcheck=${false} value=${text} onInput=${set}></textarea>`
+        : field.kind === "json" || field.kind === "lines" ? html`<textarea ...${about} class="mono" rows=${field.kind === "lines" ? 2 : 4} spellcheck=${false} value=${text} onInput=${set}></textarea>`
         : html`<input ...${about} type="text" inputmode=${field.kind === "text" ? "text" : "decimal"} value=${text} onInput=${set} />`}
         <p class="faint" id=${`${id}-about`}>${field.description}${problem && html` <span class="bad">${problem}</span>`}</p></div>`;
 }

@@ -8,7 +8,7 @@ export const helpOpen = signal(false);
 /** @type {Record<string, [string, string]>} */
 const PLACES = {
     h: ["/", "home"], r: ["/runs", "runs"], w: ["/workflows", "workflows"], a: ["/agents", "agents"],
-    p: ["/approvals", "approvals"], d: ["/dead-letters", "dead letters"], s: ["/system", "system"],
+    t: ["/triggers", "triggers"], e: ["/webhooks", "webhooks"], p: ["/approvals", "approvals"], d: ["/dead-letters", "dead letters"], s: ["/system", "system"],
     n: ["/workflows/new", "a new workflow"],
 };
 const CHORD_MS = 1500;

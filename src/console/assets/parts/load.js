@@ -58,3 +58,14 @@ export async function each(items, width, work) {
     await Promise.all(Array.from({ length: Math.min(width, items.length) }, lane));
     return results;
 }
+
+/** Does `work` again and again while `isOn`, and the page is visible. @param {boolean} isOn @param {number} ms @param {() => void} work */
+export function useEvery(isOn, ms, work) {
+    const latest = useRef(work);
+    latest.current = work;
+    useEffect(() => {
+        if (!isOn) return undefined;
+        const timer = setInterval(() => document.hidden || latest.current(), ms);
+        return () => clearInterval(timer);
+    }, [isOn, ms]);
+}

@@ -4,12 +4,13 @@ import { csvLine, pretty } from "./text.js";
 import { member } from "./steps.js";
 
 export const STATUSES = ["PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"];
-export const FILTERS = ["status", "name_prefix", "name", "workflow_definition_id", "triggered_by", "parent_run_id",
+export const FILTERS = ["status", "name_prefix", "name", "workflow_definition_id", "triggered_by", "trigger_id", "parent_run_id",
     "created_after", "created_before", "sort_by", "sort_order"];
 /** @type {Record<string, string>} */
 export const COLUMNS = {
     run: "Run", workflow: "Workflow", status: "Status", created: "Created", took: "Duration", by: "Started by",
     priority: "Priority", error: "Error", parent: "Parent run", completed: "Completed",
+    trigger: "Trigger", due: "Due", deadline: "Deadline", flow: "Flow control",
 };
 export const DEFAULT_COLUMNS = ["run", "workflow", "status", "created", "took", "by", "error"];
 const MOST_COLUMNS = 20;
@@ -43,6 +44,10 @@ export function cell(run, column) {
         case "priority": return run.priority;
         case "error": return run.error_message;
         case "parent": return run.parent_run_id;
+        case "trigger": return run.trigger?.kind;
+        case "due": return run.trigger?.at;
+        case "deadline": return run.deadline_at;
+        case "flow": return run.flow_control && `${run.flow_control.stage}: ${run.flow_control.state}`;
         case "took": return tookMs(run, Date.parse(run.updated_at));
         default: return member(run.input_data, column.slice("input.".length));
     }

@@ -3,11 +3,12 @@
 /**
  * @typedef {object} Field
  * @property {string} name
- * @property {"text" | "number" | "integer" | "boolean" | "choice" | "json"} kind
+ * @property {"text" | "number" | "integer" | "boolean" | "choice" | "lines" | "json"} kind
  * @property {boolean} required
  * @property {string} description
  * @property {unknown[]} choices
  * @property {unknown} initial
+ * @property {boolean} rare shown below "More"
  */
 
 /** The fields of an object schema, or null if only JSON will do. @param {any} schema @returns {Field[] | null} */
@@ -22,6 +23,7 @@ export function fields(schema) {
         description: typeof about?.description === "string" ? about.description : String(about?.title ?? ""),
         choices: Array.isArray(about?.enum) ? about.enum : [],
         initial: about?.default,
+        rare: about?.["x-rare"] === true,
     }));
 }
 
@@ -33,6 +35,7 @@ function kind(about) {
         case "number": return "number";
         case "integer": return "integer";
         case "boolean": return "boolean";
+        case "array": return about.items?.type === "string" && !about.items.enum ? "lines" : "json";
         default: return "json";
     }
 }
@@ -75,6 +78,8 @@ function read(field, text) {
         }
         case "choice": return JSON.parse(text);
         default:
+            // Of a list a text with a bracket is JSON, any other one has an item on each line.
+            if (field.kind === "lines" && !text.trimStart().startsWith("[")) return text.split("\n").map((line) => line.trim()).filter(Boolean);
             try {
                 return JSON.parse(text);
             } catch {
@@ -85,7 +90,11 @@ function read(field, text) {
 
 /** The text of a field before anybody has typed. @param {Field} field @param {unknown} [value] */
 export function show(field, value = field.initial) {
-    if (value === undefined) return "";
+    if (value === undefined || (value === null && field.kind !== "json" && field.kind !== "choice")) return "";
+    if (field.kind === "lines" && Array.isArray(value) && value.every((one) => typeof one === "string" && /^[^\s[][^\n]*$/.test(one))) {
+        return value.join("\n");
+    }
+    if (field.kind === "lines") return JSON.stringify(value);
     if (field.kind === "json" || field.kind === "choice") return JSON.stringify(value);
     return String(value);
 }

@@ -25,6 +25,8 @@ export const ROLES = {
     "workflows:write": ["editor", "admin"],
     "runs:read": ["viewer", "operator", "editor", "admin", "executor"],
     "runs:write": ["operator", "admin", "executor"],
+    "webhooks:read": ["viewer", "operator", "editor", "admin", "executor"],
+    "webhooks:write": ["editor", "admin"],
     "keys:manage": ["admin"],
     "audit:read": ["admin"],
     "dead-letters:manage": ["admin"],
@@ -50,6 +52,9 @@ const KEY_BEGINS = "wf_";
 export function can(permission) {
     return permissions.value.has(permission);
 }
+
+/** Whether this is the operator's organisation, which alone sees how the processes fare. */
+export const isOperator = () => session.value?.organization_id === "default";
 
 /** Words for what is missing. @param {string} permission */
 export function needs(permission) {

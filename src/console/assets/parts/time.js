@@ -71,3 +71,8 @@ export function percentile(numbers, part) {
     const sorted = [...numbers].sort((a, b) => a - b);
     return /** @type {number} */ (sorted[Math.min(sorted.length - 1, Math.ceil(part * sorted.length) - 1)]);
 }
+
+/** A time for a field of the type datetime-local, in UTC. @param {string} time */
+export const toField = (time) => (time ? time.replace(/(:\d\d)?(\.\d+)?Z$/, "") : "");
+/** The time that such a field means. @param {string} text */
+export const fromField = (text) => (text ? `${text.length === 16 ? `${text}:00` : text}Z` : "");

@@ -43,11 +43,11 @@ export function download(name, type, text) {
     URL.revokeObjectURL(url);
 }
 
-/** @param {{ status: string, paused?: boolean, small?: boolean }} props */
-export function Status({ status, paused }) {
+/** A status by word, shape and colour; `as`: the status of a run that looks like it. @param {{ status: string, paused?: boolean, as?: string }} props */
+export function Status({ status, paused, as }) {
     const name = paused ? "PAUSED" : status;
-    const shape = paused ? "M4 3V9M8 3V9" : SHAPES[status] ?? "M6 6h.01";
-    return html`<span class=${`status s-${name}`}><svg viewBox="0 0 12 12" aria-hidden="true"><path d=${shape}
+    const shape = name === "PAUSED" ? "M4 3V9M8 3V9" : SHAPES[as ?? status] ?? "M6 6h.01";
+    return html`<span class=${`status s-${as ?? name}`}><svg viewBox="0 0 12 12" aria-hidden="true"><path d=${shape}
         /></svg>${name.toLowerCase().replaceAll("_", " ")}</span>`;
 }
 
@@ -171,10 +171,18 @@ export function Facts({ items }) {
     return html`<dl class="facts">${items.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 }
 
+/** Whether somebody has just come to another screen: then the keyboard starts at its heading. */
+export const arrival = { due: false };
+
 /** The head of a screen. @param {{ title: any, children?: any, back?: [string, string] }} props */
 export function Head({ title, children, back }) {
+    const heading = useRef(/** @type {HTMLElement | null} */ (null));
+    useLayoutEffect(() => {
+        if (arrival.due) heading.current?.focus({ preventScroll: true });
+        arrival.due = false;
+    }, []);
     return html`<div class="head">${back && html`<a class="back" href=${back[0]}>${back[1]}</a>`}
-        <div class="line"><h1 tabindex="-1">${title}</h1><div class="actions">${children}<${Calls} /></div></div></div>`;
+        <div class="line"><h1 tabindex="-1" ref=${heading}>${title}</h1><div class="actions">${children}<${Calls} /></div></div></div>`;
 }
 
 /** The calls behind the screen. */

@@ -2,39 +2,27 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
 import { InputForm, useInput } from "../parts/input.js";
-import { Pager, usePage, valueOf } from "../parts/list.js";
-import { each, useLoad } from "../parts/load.js";
+import { Pager, valueOf } from "../parts/list.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { session } from "../parts/session.js";
 import { waitsFor } from "../parts/steps.js";
+import { PAGE, useWaiting } from "../parts/waiting.js";
 import { Action, Empty, Head, Json, Loading, Problem, say, Time } from "../parts/ui.js";
-
-/** Runs that are looked through at a time. */
-const PAGE = 25;
 
 /** What waits for people: the open callbacks of a page of running runs. */
 export function Approvals() {
     const { query } = use(place);
     const who = use(session);
     const mine = query.get("show") !== "all";
-    const runs = usePage("/runs", { query: { status: "RUNNING", page_size: PAGE } });
-    const [turn, setTurn] = useState(0);
-    const items = runs.data?.items ?? [];
-    const open = useLoad((signal) => each(items, 4, async (/** @type {any} */ run) => ({
-        run, callbacks: await api("GET", "/runs/{run_id}/callbacks", { path: { run_id: run.id }, signal }),
-    })), [items.map((/** @type {any} */ run) => run.id), turn]);
+    const { found: all, runs, items, error, loading, changed } = useWaiting(query.get("cursor"));
     const isMine = (/** @type {any} */ callback) => !callback.role || who?.role === "admin" || !who?.authentication || callback.role === who?.role;
-    /** @type {{ run: any, callbacks: any[] }[]} */
-    const read = open.data ?? [];
-    const found = read.map(({ run, callbacks }) => ({ run,
-        callbacks: callbacks.filter((one) => one.step_execution_id !== null && (!mine || isMine(one))) })).filter((one) => one.callbacks.length);
-    const changed = () => (runs.reload(), setTurn(turn + 1));
+    const found = all.map(({ run, callbacks }) => ({ run, callbacks: callbacks.filter((one) => !mine || isMine(one)) })).filter((one) => one.callbacks.length);
     return html`<${Head} title="Approvals" />
         <div class="filters"><div class="chips" role="group" aria-label="Whose"><button type="button" class="chip" aria-pressed=${mine} onClick=${() => setQuery({ show: null })}>For my role</button>
             <button type="button" class="chip" aria-pressed=${!mine} onClick=${() => setQuery({ show: "all" })}>All</button></div>
             <span class="faint">Questions, approvals and callbacks of ${PAGE} running runs at a time.</span></div>
-        <${Problem} error=${runs.error ?? open.error} retry=${changed} />
-        ${!open.data && !open.error ? html`<${Loading} />` : found.length ? found.map(({ run, callbacks }) => html`<section key=${run.id} class="waiting">
+        <${Problem} error=${error} retry=${changed} />
+        ${loading ? html`<${Loading} />` : found.length ? found.map(({ run, callbacks }) => html`<section key=${run.id} class="waiting">
             <h2><a href=${to("runs", run.id)}>${run.workflow_name}</a> <span class="faint mono">${run.id}</span></h2>
             ${callbacks.map((/** @type {any} */ callback) => html`<${Answer} key=${callback.url} callback=${callback} changed=${changed} />`)}</section>`)
         : html`<${Empty}>Nothing waits for ${mine ? "you" : "anybody"} in ${items.length ? `these ${items.length} runs` : "any run: none is running"}.</${Empty}>`}

@@ -85,7 +85,8 @@ function Edit({ id, first, tag, name }) {
 }
 
 /** Members that a text without them removes. */
-const NOTHING = { description: null, input_schema: null, expose: null, limits: null, retention_days: null };
+const NOTHING = { description: null, input_schema: null, expose: null, limits: null, retention_days: null, concurrency: null, throttle: null, debounce: null,
+    deadline_seconds: null, deadline_action: null, silence_hours: null };
 
 /** Nothing that was typed is lost without a question. @param {boolean} isChanged */
 function useGuard(isChanged) {

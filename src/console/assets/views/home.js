@@ -4,10 +4,12 @@ import { Table } from "../parts/list.js";
 import { each, useGet, useLoad } from "../parts/load.js";
 import { BASE, to } from "../parts/router.js";
 import { STATUSES, took } from "../parts/run-list.js";
-import { can, session } from "../parts/session.js";
+import { can, isOperator, session } from "../parts/session.js";
 import { utc } from "../parts/settings.js";
-import { absolute } from "../parts/time.js";
+import { absolute, duration } from "../parts/time.js";
+import { LOOKS, named } from "../parts/hooks.js";
 import { Empty, Head, Problem, Status, Time } from "../parts/ui.js";
+import { useWaiting } from "../parts/waiting.js";
 
 const DAY_MS = 86_400_000;
 const HOUR_MS = 3_600_000;
@@ -19,7 +21,8 @@ export function Home() {
     use(session);
     return html`<${Head} title="Home" />
         ${can("runs:read") ? html`<${Counts} /><${OverTime} /><div class="columns"><${Failing} /><${Latest} /></div>` : html`<p>Choose a screen.</p>`}
-        <div class="columns">${can("agents:read") && html`<${Breakers} />`}${can("dead-letters:manage") && html`<${Letters} />`}</div>`;
+        <div class="columns">${can("runs:read") && html`<${Backlog} />`}${can("runs:write") && html`<${Approvals} />`}${can("workflows:read") && html`<${Triggers} />`}
+            ${can("webhooks:read") && html`<${Webhooks} />`}${can("agents:read") && html`<${Breakers} />`}${can("dead-letters:manage") && html`<${Letters} />`}</div>`;
 }
 
 function Counts() {
@@ -107,4 +110,46 @@ function Letters() {
         <${Problem} error=${loaded.error} retry=${loaded.reload} />
         ${loaded.data && html`<p>${loaded.data.total ? html`<a href=${`${BASE}/dead-letters?status=open`}>${figure(loaded.data.total)} open</a>`
             : html`<span class="faint">None is open.</span>`}</p>`}</section>`;
+}
+
+/** How long the oldest run has not begun, and what waits to be sent to executors. */
+function Backlog() {
+    const oldest = useGet("/runs", { query: { status: "PENDING", sort_order: "asc", page_size: 1 } });
+    const health = useGet(isOperator() ? "/health/detailed" : null);
+    const run = oldest.data?.items[0];
+    const outbox = health.data?.components?.outbox;
+    return html`<section class="card"><h2><a href=${`${to("runs")}?status=PENDING&sort_by=created_at&sort_order=asc`}>Backlog</a></h2><${Problem} error=${oldest.error ?? health.error} retry=${oldest.reload} />
+        ${oldest.data && (run ? html`<p>The oldest run that has not begun is <a href=${to("runs", run.id)}>${run.workflow_name}</a>, <${Time} at=${run.created_at} />${run.flow_control ? html`, held by ${run.flow_control.stage}` : ""}${run.paused_at ? ", paused" : ""}.</p>`
+            : html`<p class="faint">Every run has begun.</p>`)}
+        ${outbox?.pending > 0 && html`<p>${figure(outbox.pending)} messages wait to be sent to executors, the oldest for ${duration(outbox.lag_seconds * 1000)}.</p>`}</section>`;
+}
+
+function Approvals() {
+    const { found, error, loading, isCut } = useWaiting("");
+    const count = found.reduce((sum, one) => sum + one.callbacks.length, 0);
+    return html`<section class="card"><h2><a href=${to("approvals")}>Waiting for people</a></h2><${Problem} error=${error} />
+        ${found.length ? html`<p><a href=${to("approvals")}>${figure(count)} ${count === 1 ? "answer is" : "answers are"} waited for</a></p><ul class="plain">${found.slice(0, 5).map(({ run, callbacks }) => html`<li key=${run.id}>
+            <a href=${to("runs", run.id)}>${run.workflow_name}</a> at ${callbacks[0].step_id} since <${Time} at=${callbacks[0].created_at} /></li>`)}</ul>`
+        : loading || error ? "" : html`<p class="faint">Nothing${isCut ? " in the latest running runs" : ""}.</p>`}
+        ${found.length > 0 && isCut && html`<p class="faint">Of the latest running runs.</p>`}</section>`;
+}
+
+/** Triggers that are paused, or whose firings have failed. */
+function Triggers() {
+    const loaded = useGet("/triggers", { query: { page_size: 100 } });
+    const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => !one.enabled || one.counters.failed_to_start > 0);
+    return html`<section class="card"><h2><a href=${to("triggers")}>Triggers</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
+        ${wrong.length ? html`<ul class="plain">${wrong.slice(0, 8).map((/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("triggers", one.id)}>${one.name}</a>
+            ${one.enabled ? "" : html` is paused${one.note ? `: ${one.note}` : ""}`}${one.counters.failed_to_start > 0 ? html` <span class="bad">${figure(one.counters.failed_to_start)} failed to start</span>` : ""}</li>`)}</ul>`
+        : loaded.data ? html`<p class="faint">${loaded.data.total ? `All${loaded.data.next_cursor ? " of the first 100" : ""} fire.` : "There are none."}</p>` : ""}</section>`;
+}
+
+/** Webhooks that do not arrive. */
+function Webhooks() {
+    const loaded = useGet("/webhooks", { query: { page_size: 100 } });
+    const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => one.health !== "healthy" || one.failures > 0);
+    return html`<section class="card"><h2><a href=${to("webhooks")}>Webhooks</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
+        ${wrong.length ? html`<ul class="plain">${wrong.slice(0, 8).map((/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("webhooks", one.id)}>${one.name}</a> <${Status} status=${one.health} as=${LOOKS[one.health]} />
+            ${one.failing_since ? html` since <${Time} at=${one.failing_since} />` : ""}${one.disabled_reason ? ` (${named(one.disabled_reason)})` : ""}</li>`)}</ul>`
+        : loaded.data ? html`<p class="faint">${loaded.data.total ? `All${loaded.data.next_cursor ? " of the first 100" : ""} are healthy.` : "There are none."}</p>` : ""}</section>`;
 }

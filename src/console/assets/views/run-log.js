@@ -26,7 +26,10 @@ export function Log({ runId, live }) {
     const zone = use(utc);
     useEffect(() => {
         if (!first.data) return;
-        setEntries([...first.data.items].reverse());
+        const page = [...first.data.items].reverse();
+        const last = page.at(-1)?.seq ?? -1;
+        // What came meanwhile stays.
+        setEntries((/** @type {any[]} */ before) => [...page, ...before.filter((one) => one.seq > last && (!level || one.level === level))]);
         setOlder(first.data.next_cursor);
     }, [first.data]);
     useEffect(() => {

@@ -116,8 +116,13 @@ function useLive(runId, isOpen, changed) {
     const listeners = useRef(/** @type {Set<(entry: any) => void>} */ (new Set()));
     const latest = useRef(changed);
     latest.current = changed;
+    // The run can be read as ended before its last entries are there, so only the stream says when it is over.
+    const [follows, setFollows] = useState(isOpen);
     useEffect(() => {
-        if (!isOpen) return undefined;
+        if (isOpen) setFollows(true);
+    }, [runId, isOpen]);
+    useEffect(() => {
+        if (!follows) return undefined;
         /** @type {ReturnType<typeof setTimeout> | undefined} */
         let timer;
         let stop = () => {};
@@ -141,7 +146,10 @@ function useLive(runId, isOpen, changed) {
                     },
                     delta: (delta) => setDeltas((/** @type {Record<string, string>} */ before) => ({ ...before, [delta.attempt_id]:
                         ((delta.append ? before[delta.attempt_id] ?? "" : "") + (delta.text ?? "")).slice(-16_384) })),
-                    end: () => latest.current(),
+                    end: () => {
+                        setFollows(false);
+                        latest.current();
+                    },
                 });
                 later();
             });
@@ -151,7 +159,7 @@ function useLive(runId, isOpen, changed) {
             stop();
             setConnected(false);
         };
-    }, [runId, isOpen]);
+    }, [runId, follows]);
     return { connected, deltas, listeners: listeners.current, address: address("/runs/{run_id}/events", { path: { run_id: runId } }) };
 }
 
@@ -165,6 +173,10 @@ function Words({ run, callbacks, rows, connected, isOpen }) {
         <p class="sr" aria-live="polite">${`The run is ${paused ? "paused" : run.status.toLowerCase()}`}</p>
         <${Facts} items=${[["Run", html`<span class="mono">${run.id}</span>`], ["Created", html`<${Time} at=${run.created_at} absolute />`],
             ["Duration", took(run, moment)], ["Started by", run.triggered_by ?? "–"], ["Priority", run.priority],
+            ...(run.trigger ? [["Trigger", html`<a href=${to("triggers", run.trigger.id)}>${run.trigger.kind}</a> due <${Time} at=${run.trigger.at} absolute />`]] : []),
+            ...(run.flow_control ? [["Flow control", html`${run.flow_control.stage}: ${run.flow_control.state}${run.flow_control.key === null ? "" : html` for <span class="mono">${run.flow_control.key}</span>`}`]] : []),
+            ...(run.waiting?.due_at ? [["Goes on", html`<${Time} at=${run.waiting.due_at} absolute />`]] : []),
+            ...(run.deadline_at ? [["Deadline", html`<span class=${run.deadline_missed_at ? "bad" : ""}><${Time} at=${run.deadline_at} absolute />${run.deadline_missed_at ? " missed" : ""}</span>`]] : []),
             ...(run.parent_run_id ? [["Parent", html`<a class="mono" href=${to("runs", run.parent_run_id)}>${run.parent_run_id}</a>`]] : [])]} /></div>`;
 }
 

@@ -1,11 +1,12 @@
 import { html, use, useEffect, useRef, useState } from "../parts/runtime.js";
 import { api, call } from "../parts/api.js";
 import { Filter, Pager, Table, usePage, valueOf } from "../parts/list.js";
-import { each } from "../parts/load.js";
 import { allows, cell, COLUMNS, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, STATUSES, toCsv, toJson, took }
     from "../parts/run-list.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { columns as lastColumns, now } from "../parts/settings.js";
+import { fromField, toField } from "../parts/time.js";
+import { ACTIONS, AllOfFilter, Bulk } from "./bulk.js";
 import { SavedViews } from "./saved.js";
 import { Action, Dialog, download, Empty, Head, Loading, Problem, say, Status, Time, words } from "../parts/ui.js";
 
@@ -24,6 +25,7 @@ export function Runs() {
     const [chosen, setChosen] = useState(/** @type {Set<string>} */ (new Set()));
     const [choosing, setChoosing] = useState(false);
     const [exporting, setExporting] = useState(false);
+    const [acting, setActing] = useState(false);
     const key = JSON.stringify([asked, query.get("cursor")]);
     useEffect(() => setChosen(new Set()), [key]);
     useEffect(() => {
@@ -39,7 +41,8 @@ export function Runs() {
     return html`<${Head} title="Runs">
         ${picked.length === 2 && html`<a class="button" href=${`${to("compare")}?a=${picked[0].id}&b=${picked[1].id}`}>Compare</a>`}
         <${SavedViews} /><button type="button" class="quiet" onClick=${() => setChoosing(true)}>Columns</button>
-        <button type="button" class="quiet" onClick=${() => setExporting(true)}>Export</button></${Head}>
+        <button type="button" class="quiet" onClick=${() => setExporting(true)}>Export</button>
+        <${Action} kind="quiet" permission="runs:write" onClick=${() => setActing(true)}>Act on all</${Action}></${Head}>
         <${Filters} filters=${filters} change=${change} />
         ${picked.length > 0 && html`<${Selection} runs=${picked} done=${() => (setChosen(new Set()), loaded.reload())} />`}
         <div class="fresh" aria-live="polite">${fresh > 0 && html`<button type="button" class="primary" onClick=${loaded.reload}>
@@ -52,6 +55,7 @@ export function Runs() {
                 ${items.map((/** @type {any} */ run) => html`<${Row} key=${run.id} run=${run} columns=${columns} chosen=${chosen.has(run.id)}
                     toggle=${() => setChosen(flipped(chosen, run.id))} />`)}</${Table}><${Pager} page=${loaded.data} what="runs" />`}
         ${choosing && html`<${Columns} columns=${columns} runs=${items} onClose=${() => setChoosing(false)} />`}
+        ${acting && html`<${AllOfFilter} filters=${filters} onClose=${() => (setActing(false), loaded.reload())} />`}
         ${exporting && html`<${Export} filters=${filters} columns=${columns} onClose=${() => setExporting(false)} />`}`;
 }
 
@@ -102,7 +106,7 @@ function Filters({ filters, change }) {
         change("status")(STATUSES.filter((one) => next.has(one)).join(","));
     };
     const rest = Object.entries(filters).filter(([name]) =>
-        ["name", "workflow_definition_id", "parent_run_id"].includes(name));
+        ["name", "workflow_definition_id", "trigger_id", "parent_run_id"].includes(name));
     const value = (/** @type {string} */ name) => filters[name] ?? "";
     return html`<div class="filters" role="search" aria-label="Filters of runs">
         <${Filter} name="name_prefix" label="Workflow begins with" search value=${value("name_prefix")} change=${change("name_prefix")} />
@@ -110,10 +114,10 @@ function Filters({ filters, change }) {
             ${STATUSES.map((status) => html`<button type="button" key=${status} class="chip" aria-pressed=${chosen.has(status)}
                 onClick=${() => flip(status)}><${Status} status=${status} /></button>`)}</div></div>
         <${Filter} name="triggered_by" label="Started by" value=${value("triggered_by")} change=${change("triggered_by")} />
-        <${Filter} name="created_after" label="Created after (UTC)" type="datetime-local" value=${local(value("created_after"))}
-            change=${(/** @type {string} */ text) => change("created_after")(instant(text))} />
-        <${Filter} name="created_before" label="Created before (UTC)" type="datetime-local" value=${local(value("created_before"))}
-            change=${(/** @type {string} */ text) => change("created_before")(instant(text))} />
+        <${Filter} name="created_after" label="Created after (UTC)" type="datetime-local" value=${toField(value("created_after"))}
+            change=${(/** @type {string} */ text) => change("created_after")(fromField(text))} />
+        <${Filter} name="created_before" label="Created before (UTC)" type="datetime-local" value=${toField(value("created_before"))}
+            change=${(/** @type {string} */ text) => change("created_before")(fromField(text))} />
         <${Filter} name="sort" label="Order" value=${`${value("sort_by") || "created_at"} ${value("sort_order") || "desc"}`}
             change=${(/** @type {string} */ text) => setQuery({ sort_by: text.split(" ")[0] ?? null, sort_order: text.split(" ")[1] ?? null, cursor: null })}
             options=${[["created_at desc", "newest first"], ["created_at asc", "oldest first"], ["updated_at desc", "last changed"],
@@ -121,11 +125,6 @@ function Filters({ filters, change }) {
         ${rest.map(([name, text]) => html`<button type="button" key=${name} class="chip on" title="Remove this filter"
             onClick=${() => change(name)("")}>${name}: ${text} <span aria-hidden="true">✕</span><span class="sr"> remove</span></button>`)}</div>`;
 }
-
-/** @param {string} time */
-const local = (time) => (time ? time.replace(/(:\d\d)?(\.\d+)?Z$/, "") : "");
-/** @param {string} text */
-const instant = (text) => (text ? `${text.length === 16 ? `${text}:00` : text}Z` : "");
 
 /** @param {{ run: any, columns: string[], chosen: boolean, toggle: () => void }} props */
 function Row({ run, columns, chosen, toggle }) {
@@ -142,6 +141,9 @@ function Cell({ run, name }) {
         case "status": return html`<${Status} status=${run.status} paused=${Boolean(run.paused_at) && allows(run, "cancel")} />`;
         case "created": return html`<${Time} at=${run.created_at} />`;
         case "completed": return html`<${Time} at=${run.completed_at} />`;
+        case "due": return html`<${Time} at=${run.trigger?.at} />`;
+        case "deadline": return html`<span class=${run.deadline_missed_at ? "bad" : ""}><${Time} at=${run.deadline_at} />${run.deadline_missed_at ? " missed" : ""}</span>`;
+        case "trigger": return run.trigger && html`<a href=${to("triggers", run.trigger.id)}>${run.trigger.kind}</a>`;
         case "took": return took(run, use(now));
         case "parent": return run.parent_run_id && html`<a class="mono" href=${to("runs", run.parent_run_id)}>${shortId(run.parent_run_id)}</a>`;
         default: {
@@ -164,58 +166,15 @@ function NoRuns({ filtered }) {
         There are no runs yet. Start one from <a href=${to("workflows")}>a workflow</a>, or from a shell:</${Empty}>`;
 }
 
-/** @type {Record<string, string>} */
-const DONE = { cancel: "cancelled", pause: "paused", resume: "resumed", retry: "started again" };
-
 /** @param {{ runs: any[], done: () => void }} props */
 function Selection({ runs, done }) {
     const [action, setAction] = useState("");
     return html`<div class="selection" role="region" aria-label="Selected runs"><strong>${runs.length} selected</strong>
-        ${Object.keys(DONE).map((name) => {
+        ${ACTIONS.map((name) => {
             const count = runs.filter((run) => allows(run, name)).length;
             return html`<${Action} key=${name} permission="runs:write" disabled=${count === 0} onClick=${() => setAction(name)}>
                 ${name[0]?.toUpperCase()}${name.slice(1)} ${count}</${Action}>`;
         })}${action && html`<${Bulk} action=${action} runs=${runs} onClose=${() => setAction("")} done=${done} />`}</div>`;
-}
-
-/** @param {string} action @param {string} id */
-export function act(action, id) {
-    const path = { run_id: id };
-    switch (action) {
-        case "cancel": return api("POST", "/runs/{run_id}/cancel", { path, body: {} });
-        case "pause": return api("POST", "/runs/{run_id}/pause", { path });
-        case "resume": return api("POST", "/runs/{run_id}/resume", { path });
-        default: return api("POST", "/runs/{run_id}/retry", { path, body: {} });
-    }
-}
-
-/** First the dry run, then the work. @param {{ action: string, runs: any[], onClose: () => void, done: () => void }} props */
-function Bulk({ action, runs, onClose, done }) {
-    const able = runs.filter((run) => allows(run, action));
-    const [failed, setFailed] = useState(/** @type {string[] | null} */ (null));
-    const work = async () => {
-        const results = await each(able, 4, async (run) => {
-            try {
-                await act(action, run.id);
-                return "";
-            } catch (error) {
-                return `${run.id}: ${words(error)}`;
-            }
-        });
-        const problems = results.filter(Boolean);
-        say(`${able.length - problems.length} of ${able.length} runs ${DONE[action]}`, problems.length > 0);
-        if (problems.length) setFailed(problems);
-        else done();
-    };
-    return html`<${Dialog} title=${`${action} runs`} onClose=${failed ? done : onClose}>
-        ${failed ? html`<p>These could not be ${DONE[action]}:</p><ul class="plain">${failed.map((text) => html`<li key=${text}>${text}</li>`)}</ul>
-            <button type="button" onClick=${done}>Close</button>`
-        : html`<p>${able.length} of ${runs.length} selected runs would be ${DONE[action]}.
-            ${able.length < runs.length ? " The others are in another state." : ""}</p>
-            <ul class="plain">${able.slice(0, 20).map((run) => html`<li key=${run.id}>${run.workflow_name}
-                <span class="mono faint"> ${run.id}</span></li>`)}</ul>
-            <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${work}>${action} ${able.length}</${Action}>
-            <button type="button" onClick=${onClose}>Keep them</button></div>`}</${Dialog}>`;
 }
 
 /** @param {{ columns: string[], runs: any[], onClose: () => void }} props */

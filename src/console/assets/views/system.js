@@ -1,7 +1,7 @@
 import { html, use } from "../parts/runtime.js";
 import { Table } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
-import { can, needs, session } from "../parts/session.js";
+import { can, isOperator, needs, session } from "../parts/session.js";
 import { bytes, duration } from "../parts/time.js";
 import { prefix } from "../parts/api.js";
 import { Facts, Head, Problem, Time } from "../parts/ui.js";
@@ -11,7 +11,7 @@ const NAMES = { response_ms: "answers in", pending: "messages waiting", lag_seco
 
 export function System() {
     const who = use(session);
-    const health = useGet(can("runs:read") ? "/health/detailed" : "/health/ready");
+    const health = useGet(can("runs:read") && isOperator() ? "/health/detailed" : "/health/ready");
     const storage = useGet(can("organizations:manage") ? "/system/storage" : null);
     const parts = health.data?.components ?? Object.fromEntries(Object.entries(health.data?.checks ?? {}).map(([name, status]) => [name, { status }]));
     const good = ["connected", "current", "running"];

@@ -1,6 +1,7 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api, call } from "../parts/api.js";
 import { Graph } from "../parts/graph.js";
+import { limitWords } from "../parts/hooks.js";
 import { InputForm, useInput } from "../parts/input.js";
 import { PagedTable, Pager, Table, usePage, valueOf } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
@@ -30,7 +31,10 @@ export function Workflow({ workflow_id: id }) {
             <${Action} kind="danger quiet" permission="workflows:write" onClick=${() => setRemoving(true)}>Delete</${Action}></${Head}>
         ${item.description && html`<p>${item.description}</p>`}
         <${Facts} items=${[["Version", item.version], ["Status", item.status], ["Changed", html`<${Time} at=${item.updated_at} />`], ["By", item.updated_by ?? "–"],
+            ...limitWords(item), ...(item.silent_since ? [["Silent since", html`<span class="bad"><${Time} at=${item.silent_since} /></span>`]] : []),
             ["Id", html`<span class="mono">${item.id}</span>`]]} />
+        <p class="links"><a href=${`${to("triggers")}?workflow_name=${encodeURIComponent(item.name)}`}>Its triggers</a>
+            ${(item.concurrency || item.throttle || item.debounce) && html`<a href=${`${to("runs")}?name=${encodeURIComponent(item.name)}&status=PENDING`}>Runs that wait</a>`}</p>
         <${Tabs} label="Views of the workflow" tabs=${TABS} current=${tab} choose=${(/** @type {string} */ name) => setQuery({ tab: name === "graph" ? null : name, cursor: null })} />
         <div id="panel" role="tabpanel" aria-labelledby=${`tab-${tab}`}><${View} tab=${tab} item=${item} reload=${loaded.reload} /></div>
         ${removing && html`<${Remove} item=${item} onClose=${() => setRemoving(false)} />`}`;
@@ -43,7 +47,7 @@ export function toDefinition(item) {
         [id, Object.fromEntries(Object.entries(/** @type {any} */ (step)).filter(([, value]) => value !== null))]));
     /** @type {Record<string, unknown>} */
     const definition = { name: item.name };
-    for (const name of ["description", "input_schema", "retention_days", "expose"]) {
+    for (const name of ["description", "input_schema", "retention_days", "expose", "concurrency", "throttle", "debounce", "deadline_seconds", "deadline_action", "silence_hours"]) {
         if (item[name] !== null && item[name] !== undefined) definition[name] = item[name];
     }
     if (plan.limits) definition["limits"] = plan.limits;

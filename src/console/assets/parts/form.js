@@ -1,0 +1,57 @@
+// Pieces of dialogs that change something: a form, what the service says about its members, and what is shown once.
+import { html, useState } from "./runtime.js";
+import { InputForm, useInput } from "./input.js";
+import { problemsOf } from "./hooks.js";
+import { Action, Code, Dialog, Problem } from "./ui.js";
+
+/**
+ * The state of a form whose members the service checks below `prefix`.
+ * @param {any} schema @param {any} initial @param {string} prefix
+ */
+export function useForm(schema, initial, prefix = "body") {
+    const state = useInput(schema, initial);
+    const [problems, setProblems] = useState(/** @type {Record<string, string>} */ ({}));
+    /** The object, or null if something in it is wrong. @returns {Record<string, any> | null} */
+    const read = () => {
+        const { input, problems: found } = state.read();
+        setProblems(found);
+        return Object.keys(found).length ? null : /** @type {any} */ (input);
+    };
+    return { state, problems, read, blame: (/** @type {unknown} */ error) => setProblems(problemsOf(error, prefix)) };
+}
+
+/** @param {{ form: ReturnType<typeof useForm>, id: string, label?: string }} props */
+export function Form({ form, id, label }) {
+    return html`<${InputForm} state=${form.state} problems=${form.problems} id=${id} label=${label} />`;
+}
+
+/** The end of a dialog: what went wrong, and its buttons. @param {{ work: () => Promise<unknown>, children?: any, permission: string, kind?: string,
+ *   onClose: () => void, blame?: (error: unknown) => void, stay?: string, disabled?: boolean }} props */
+export function Finish({ work, children, permission, kind, onClose, blame, stay, disabled }) {
+    const [error, setError] = useState(/** @type {unknown} */ (null));
+    const press = async () => {
+        setError(null);
+        try {
+            await work();
+        } catch (cause) {
+            blame?.(cause);
+            setError(cause);
+        }
+    };
+    return html`<${Problem} error=${error} /><div class="buttons"><${Action} kind=${kind ?? "primary"} permission=${permission} disabled=${disabled} onClick=${press}>${children}</${Action}>
+        <button type="button" onClick=${onClose}>${stay ?? "Close"}</button></div>`;
+}
+
+/** A question before something that is hard to undo. @param {{ title: string, text: any, permission: string, action: string, work: () => Promise<unknown>,
+ *   onClose: () => void }} props */
+export function Sure({ title, text, permission, action, work, onClose }) {
+    return html`<${Dialog} title=${title} onClose=${onClose}><p>${text}</p>
+        <${Finish} work=${work} permission=${permission} kind="danger" onClose=${onClose} stay="Keep it">${action}</${Finish}></${Dialog}>`;
+}
+
+/** What no later answer shows. @param {{ title: string, items: [string, string | null | undefined][], children?: any, onClose: () => void }} props */
+export function Once({ title, items, children, onClose }) {
+    return html`<${Dialog} title=${title} onClose=${onClose}><p><strong>Copy it now.</strong> It is shown this one time only.</p>
+        ${items.filter(([, text]) => text).map(([name, text]) => html`<h3>${name}</h3><${Code} text=${text} label=${name} wrap />`)}${children}
+        <div class="buttons"><button type="button" class="primary" onClick=${onClose}>Done</button></div></${Dialog}>`;
+}
