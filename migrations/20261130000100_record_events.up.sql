@@ -1,5 +1,5 @@
 -- Events for programs outside: what webhooks and the Kafka topic of events tell. A row is written by the transaction
--- that changes the state, whoever writes it, and only if somebody wants to know: the organisation has an endpoint, or
+-- that changes the state, whichever program writes it, and only if it is wanted: the organisation has an endpoint, or
 -- there is a topic. Otherwise a statement that writes runs pays one look at two empty tables.
 SET LOCAL lock_timeout = '2s';
 
@@ -97,7 +97,7 @@ CREATE FUNCTION event_time(at timestamp) RETURNS text LANGUAGE sql IMMUTABLE AS 
 $$;
 
 -- Records events of runs, each with the members that its type adds to the data. For callers that have found that
--- somebody wants them. Returns their ids.
+-- an endpoint or a topic wants them. Returns their ids.
 CREATE FUNCTION record_run_events(run_ids varchar[], types text[], log_kinds text[], attempts varchar[], members jsonb[])
 RETURNS uuid[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
@@ -148,7 +148,7 @@ $$;
 -- It has the rights of its owner, and is there for the functions below.
 REVOKE EXECUTE ON FUNCTION record_run_events FROM PUBLIC;
 
--- Records an event if somebody wants to know of it, in the caller's transaction. Returns its id; null: nobody does.
+-- Records an event in the caller's transaction, if an endpoint or a topic wants it. Returns its id; null: none does.
 -- `data` has the members that the type adds; those of the run, and organization_id, are added here. A run that is not
 -- there has no event.
 CREATE FUNCTION record_event(organization text, type text, run varchar, data jsonb, workflow varchar DEFAULT NULL)
@@ -174,7 +174,7 @@ BEGIN
 END
 $$;
 
--- Retries are counted by whoever writes the status.
+-- Counts retries, whichever program writes the status.
 CREATE FUNCTION count_retry() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.retries := OLD.retries + 1;
@@ -186,7 +186,7 @@ CREATE TRIGGER workflow_runs_retry_is_counted BEFORE UPDATE ON workflow_runs FOR
     WHEN (OLD.status IN ('COMPLETED', 'FAILED', 'CANCELLED') AND NEW.status = 'PENDING')
     EXECUTE FUNCTION count_retry();
 
--- Changes of runs, once for each statement: what a statement of many runs costs while nobody wants to know is one look.
+-- Changes of runs, once for each statement: without endpoints and topics, a statement of many runs costs one look.
 -- Old and new rows are grouped instead of joined: sessions of executors join by nested loops only.
 CREATE FUNCTION record_events_of_runs() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
@@ -375,7 +375,7 @@ BEGIN
 END
 $$;
 
--- Makes the partitions of the next days, and drops one whose day is over. Waits for nobody longer than a moment; what
+-- Makes the partitions of the next days, and drops one whose day is over. Waits for other sessions only a moment; what
 -- it could not do, the next call does. Returns the name of a dropped partition. The first day is one that no event can
 -- be of yet: one that is about to enter the default partition while a partition of its day is attached would be
 -- refused, and with it the statement that has caused it.
@@ -414,7 +414,7 @@ BEGIN
         FROM pg_class JOIN pg_inherits ON inhrelid = oid WHERE inhparent = 'webhook_events'::regclass ORDER BY 2
     LOOP
         CONTINUE WHEN part.upper_bound IS NULL OR part.upper_bound > cutoff;
-        -- What nobody has seen yet is kept, however old it is.
+        -- Events that a reader has not seen are kept, however old they are.
         EXECUTE format('SELECT EXISTS (SELECT FROM %1$I WHERE to_fan_out)
             OR (EXISTS (SELECT FROM event_topics) AND EXISTS (SELECT FROM %1$I WHERE to_publish))', part.relname)
             INTO is_pending;
@@ -429,5 +429,5 @@ BEGIN
     RETURN NULL;
 END
 $$;
--- Nobody writes events yet, so today can have a partition. Nothing is dropped here.
+-- No event is written yet, so today can have a partition. Nothing is dropped here.
 SELECT keep_event_partitions(1000000, 0);

@@ -25,7 +25,7 @@ COMMENT ON COLUMN workflow_runs.deadline_due_at IS
     'When the deadline is looked at next: at its time, and again until the run that is to be cancelled has ended. Null: never.';
 COMMENT ON COLUMN workflow_runs.deadline_missed_at IS 'When it was found that the run had not ended in time; null: not.';
 
--- A retry gives the run its whole deadline again, whoever writes the status.
+-- A retry gives the run its whole deadline again, whichever program writes the status.
 CREATE OR REPLACE FUNCTION count_retry() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.retries := OLD.retries + 1;

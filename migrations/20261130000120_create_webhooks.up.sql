@@ -263,5 +263,5 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION keep_webhook_partitions IS 'Makes and drops the partitions of webhook_deliveries and webhook_attempts.';
--- Nobody writes deliveries yet, so today can have a partition. Nothing is dropped here.
+-- No delivery is written yet, so today can have a partition. Nothing is dropped here.
 SELECT keep_webhook_partitions(1000000, 0);

@@ -28,7 +28,7 @@ COMMENT ON COLUMN workflow_runs.flow_rest IS
 -- Without statistics the new columns would count as full.
 ANALYZE workflow_runs (flow_stage, flow_state, flow_key);
 
--- Keys of which a run may go on now. Whoever ends a run only adds a row here, and waits for nobody: the loop of the API
+-- Keys of which a run may go on now. The end of a run only adds a row here, and waits for no lock: the loop of the API
 -- that admits runs takes the rows (db::flow). A lost row is found by its slow walk through the held runs.
 CREATE TABLE flow_wakes (
     id bigint GENERATED ALWAYS AS IDENTITY CONSTRAINT flow_wakes_pkey PRIMARY KEY,
@@ -67,7 +67,7 @@ COMMENT ON COLUMN flow_throttles.busy_until IS 'When the rate would be unused, i
 -- Serves db::flow::forget_throttles.
 CREATE INDEX flow_throttles_busy_until ON flow_throttles (busy_until);
 
--- The end of an admitted run frees its slot, whoever writes it, the reference executor too. A run without flow control
+-- The end of an admitted run frees its slot, whichever program writes it, the reference executor too. A run without flow control
 -- costs the test of one column.
 CREATE FUNCTION free_flow_slot() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$

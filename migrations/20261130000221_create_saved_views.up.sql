@@ -13,10 +13,10 @@ CREATE TABLE saved_views (
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now()
 );
--- Serves the list of the views that somebody sees, and keeps names apart.
+-- Serves the list of the views that a caller sees, and keeps names apart.
 CREATE UNIQUE INDEX saved_views_by_name ON saved_views (organization_id, (coalesce(owner, '')), screen, name);
 
-COMMENT ON TABLE saved_views IS 'Views of lists that callers have saved. They are kept until somebody deletes them.';
+COMMENT ON TABLE saved_views IS 'Views of lists that callers have saved. They are kept until they are deleted.';
 COMMENT ON COLUMN saved_views.id IS 'Id of the view.';
 COMMENT ON COLUMN saved_views.organization_id IS 'Organisation of the view.';
 COMMENT ON COLUMN saved_views.owner IS 'Subject that the view belongs to, and that alone sees it. Null: the whole organisation sees it.';

@@ -131,6 +131,7 @@ async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut
     let tour = first_run::FirstRun {
         root: format!("http://{}", SocketAddr::new(host, api_port)),
         prefix: config.api.prefix.clone(),
+        console: config.api.console,
         token,
         agent_port,
         program: &program,

@@ -259,6 +259,11 @@ impl Relay {
         self.uncertain().push(batch);
     }
 
+    /// Sends committed rows without owner at once, instead of with the next sweep.
+    pub fn sweep_soon(&self) {
+        self.0.freed.notify_one();
+    }
+
     /// Sends an execution request whose row is committed and owned by the reservation: that of `batch`, or its own.
     pub fn execute(
         &self,

@@ -59,6 +59,7 @@ pub struct Interface {
 
 /// What a card says about calls of its agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a card has a switch for each capability")]
 pub struct Card {
     /// Interfaces in the order of preference.
     pub interfaces: Vec<Interface>,

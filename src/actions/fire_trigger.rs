@@ -1,4 +1,4 @@
-//! Starting runs of a trigger, in the transaction of whoever found out that it is due.
+//! Starting runs of a trigger, in the transaction of the caller, which has found that it is due.
 //!
 //! The id of a run follows from the trigger and from what has happened, so that any number of processes may find out the
 //! same: a run of that id that exists counts as present. What cannot be started is recorded with its reason, and is not

@@ -402,7 +402,7 @@ pub(super) async fn redrive(
         return Ok(Err(Unusable { reason: Unusable::REASONS[0], detail }));
     };
     let now = db::triggers::now(&mut *conn).await?;
-    // Whoever sends it wants a run: the filter does not count.
+    // Its sender wants a run: the filter does not count.
     let config = KafkaTrigger { filter: None, ..*config };
     let record = Arc::new(record.clone());
     let wanted = match open(firer, trigger, &Arc::new(config.clone()), &[record], now).await?.pop() {

@@ -79,6 +79,7 @@ impl From<db::Error> for StartRunError {
 
 /// Result of the request.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly each request makes the large one, and it is not stored")]
 pub enum Outcome {
     /// New run, committed.
     Started(StartedRun),

@@ -51,7 +51,7 @@ pub async fn take(db: impl PgExecutor<'_>, waiter: Uuid) -> Result<Vec<String>, 
     Ok(sqlx::query_scalar(sql).bind(waiter).fetch_all(db).await?)
 }
 
-/// Deletes the addresses of messages whose tasks nobody waits for any more, unless another executor does.
+/// Deletes the addresses of messages whose tasks are not waited for any more, unless another executor does.
 pub async fn delete(db: impl PgExecutor<'_>, waiter: Uuid, attempt_ids: &[String]) -> Result<(), Error> {
     let sql = "DELETE FROM agent_pushes WHERE attempt_id = ANY ($2) AND waiter = $1";
     sqlx::query(sql).bind(waiter).bind(attempt_ids).execute(db).await?;

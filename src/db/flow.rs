@@ -5,7 +5,7 @@
 //! *admitted*, with a message in the same transaction. The slots that are taken are counted each time, from the
 //! admitted runs that have not ended, so none can leak.
 //!
-//! The locks of keys come before those of rows. Whoever ends a run has its row, so it takes no such lock: it adds a
+//! The locks of keys come before those of rows. The end of a run holds its row, so it takes no such lock: it adds a
 //! row to `flow_wakes`, by a trigger, and the loop of the relay admits the next one.
 
 mod concurrency;
@@ -310,7 +310,7 @@ struct Refusal {
     message: String,
 }
 
-/// Queues the runs that have arrived at these keys and have not passed, or cancels them. One that somebody has
+/// Queues the runs that have arrived at these keys and have not passed, or cancels them. One that a caller has
 /// retried is queued in any case. Returns how many were queued, and how many were cancelled.
 async fn settle_arrived(
     conn: &mut PgConnection,
@@ -377,7 +377,7 @@ pub async fn wake(db: impl PgExecutor<'_>, keys: impl IntoIterator<Item = &FlowK
 }
 
 /// Lets the loop look at the keys of the held runs, a part of them: after `after`, in their order. This finds what
-/// nobody has told of. Returns where the next part begins; `None`: this was the last one.
+/// no notice has told of. Returns where the next part begins; `None`: this was the last one.
 pub async fn walk(db: impl PgExecutor<'_>, after: Option<&FlowKey>) -> Result<Option<FlowKey>, Error> {
     let sql = "
         WITH RECURSIVE next AS (

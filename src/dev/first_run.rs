@@ -32,6 +32,8 @@ pub(super) struct FirstRun<'a> {
     pub(super) root: String,
     /// `API_PREFIX`.
     pub(super) prefix: String,
+    /// Whether the API serves the console.
+    pub(super) console: bool,
     /// Token, if the API requires one.
     pub(super) token: Option<String>,
     pub(super) agent_port: u16,
@@ -176,8 +178,9 @@ impl FirstRun<'_> {
         } else {
             (String::new(), "")
         };
+        let console = if self.console { format!("  {root}/console\n") } else { String::new() };
         format!(
-            "Open\n  {root}/docs\n  {root}/redoc\n\nTry next\n{export}  # The same workflow with your own words\n  \
+            "Open\n{console}  {root}/docs\n  {root}/redoc\n\nTry next\n{export}  # The same workflow with your own words\n  \
              {program} run --url {root} {WORKFLOW} '{{\"text\": \"my own words\"}}' --wait\n  # The newest runs\n  curl \
              -sS{header} '{api}/runs?page_size=5'\n  # Input and output of each step of the first run\n  curl -sS{header} \
              {api}/runs/{run_id}/steps\n\nLogs are in {}\n",

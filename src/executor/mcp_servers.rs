@@ -83,7 +83,7 @@ impl OutputSchema {
         let this = Arc::clone(self);
         if self.compiled.get().is_none() {
             let compiled = offload.run(organization, move || InputSchema::compile(&this.schema)).await.ok()?;
-            // Whoever was first has compiled the same.
+            // The first one has compiled the same.
             let _ = self.compiled.set(compiled.ok());
         }
         let schema = self.compiled.get()?.as_ref()?;

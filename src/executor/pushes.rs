@@ -54,7 +54,7 @@ struct State {
     over: Vec<String>,
 }
 
-/// Address that an agent gets with a message. Dropped when nobody waits for its task any more.
+/// Address that an agent gets with a message. Dropped when its task is not waited for any more.
 pub(super) struct ExpectedPush {
     pushes: Pushes,
     attempt_id: String,

@@ -1,6 +1,6 @@
 //! Consumer of a trigger: one topic in a consumer group of the trigger's own. All processes are members of it.
 //!
-//! Where a group without offsets begins is settled before anybody joins it ([`begin`]), so that no record is missed between
+//! Where a group without offsets begins is settled before a member joins it ([`begin`]), so that no record is missed between
 //! that and the first commit. From then on, partitions without an offset are new ones, and are read from their beginning.
 
 use std::{
@@ -216,7 +216,7 @@ fn join(kafka: &config::Kafka, group: &str, context: Context) -> KafkaResult<Str
     Ok(client)
 }
 
-/// Settles where the group begins, as far as it has no offsets. Nobody may be a member of it. Returns whether anything was
+/// Settles where the group begins, as far as it has no offsets. It must have no members. Returns whether anything was
 /// settled. Blocks the thread for at most half a minute.
 ///
 /// With `has_begun`, partitions without an offset are new ones and stay as they are, unless there is no offset at all: then

@@ -34,7 +34,7 @@ pub struct Call<'a> {
     pub params: &'a [(&'a str, &'a RawValue)],
     /// Key that repeats of the request share.
     pub key: Option<&'a str>,
-    /// Whether somebody answers questions of the server.
+    /// Whether questions of the server are answered.
     pub may_ask: bool,
 }
 

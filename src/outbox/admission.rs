@@ -1,7 +1,7 @@
 //! Admission of held runs: the loop that lets the next run of a concurrency key start when a slot is free.
 //!
 //! While there are controlled runs it looks twenty times a second, else once a second. A slow walk through the held runs
-//! finds what nobody has told of: a slot that was freed by deleting its run, or a run that was left undecided.
+//! finds what no notice has told of: a slot that was freed by deleting its run, or a run that was left undecided.
 
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ impl Relay {
         let cancelled = (skipped + dropped + replaced) as u64;
         catalogue::count_transition(RunStatus::Pending.as_str(), RunStatus::Cancelled.as_str(), cancelled);
         if admitted > 0 || replaced > 0 {
-            self.0.freed.notify_one();
+            self.sweep_soon();
         }
         if passed > 0 || queued > 0 {
             self.admit_soon();

@@ -217,7 +217,6 @@ pub const API: &[Metric] = &[
     metric(Gauge, "outbox_events_pending", "Messages that Kafka has not acknowledged yet"),
     metric(Gauge, "outbox_oldest_age_seconds", "Age of the oldest of them"),
     metric(Counter, "outbox_messages_published_total", "Messages that Kafka has acknowledged"),
-    metric(Counter, "trigger_firings_total", "Firings of triggers, by what has become of them").by("outcome", &[]),
     metric(Counter, "kafka_trigger_records_total", "Records of Kafka triggers, by what has become of them")
         .by("outcome", &["started", "present", "filtered", "dead_letter"]),
     metric(Gauge, "kafka_trigger_lag", "Records that wait in the partitions of this process, by trigger").by("trigger_id", &[]),

@@ -398,7 +398,7 @@ fn read_excluded(node: &Node<'_>) -> Read<(String, Excluded)> {
         let text = format!("must be a date such as 2027-12-25, or a cron expression: {why}");
         vec![FieldError::rule(node.path(), text)]
     })?;
-    Ok((text, Excluded::Times(excluded.cron)))
+    Ok((text, Excluded::Times(Box::new(excluded.cron))))
 }
 
 /// Reads a period, with its microseconds.

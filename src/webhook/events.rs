@@ -2,22 +2,14 @@
 
 use crate::event::catalogue;
 
-/// Maximum length of a type.
-const MAX_CHARS: usize = 64;
-
-/// Whether the text is a type of events, `GROUP.*` or `*`.
+/// Whether the text is a type of the catalogue, `GROUP.*` or `*`. Of a group, at least one type must be sent without being
+/// named itself.
 #[must_use]
 pub fn is_pattern(text: &str) -> bool {
-    if text == "*" {
-        return true;
-    }
-    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    let mut words: Vec<&str> = text.split('.').collect();
-    let is_group = words.last() == Some(&"*");
-    if is_group {
-        words.pop();
-    }
-    text.len() <= MAX_CHARS && !words.is_empty() && words.into_iter().all(is_word)
+    let is_group = |group: &str| group.is_empty() || group.ends_with('.');
+    catalogue::find(text).is_some()
+        || text.strip_suffix('*').is_some_and(is_group)
+            && catalogue::TYPES.iter().any(|known| takes(&[text.to_owned()], known.name))
 }
 
 /// Whether an endpoint with these patterns takes events of that type.
@@ -48,7 +40,8 @@ mod tests {
         for right in ["run.completed", "run.*", "*", "dead_letter.created", "webhook.ping"] {
             assert!(is_pattern(right), "{right}");
         }
-        for wrong in ["", ".*", "run.", "Run.x", "run*", "run.*.x", "**", "run..x", "run.x y", &"a".repeat(65)] {
+        let syntax = ["", ".*", "run.", "Run.x", "run*", "run.*.x", "**", "run..x", "run.x y", "dead_*"];
+        for wrong in syntax.into_iter().chain(["run.complete", "step.*", "runs.*", "run.completed.*"]) {
             assert!(!is_pattern(wrong), "{wrong}");
         }
     }

@@ -278,7 +278,7 @@ async fn a_session_follows_its_key_and_ends_with_the_secret_that_signed_its_toke
     assert_eq!(get(service, "/api/v1/audit-logs", &of_key).await.error(403)["code"], "forbidden");
     assert_eq!(get(service, SESSION, &of_key).await.expect(200)["role"], "viewer");
     // The same database, after the secret was replaced.
-    let secret = "7ab11bc9040423aa7325e6234b14aaa631063edfe3e70ce089eacc400c599318";
+    let secret = "7c1f0a93d5b84e26f1603bd79c28ae415d0296f3b87ce14a6092d3f58b71ec04";
     let rotated = Service::start_with(config(&pool, &[("JWT_SECRET", secret)]));
     assert_eq!(status(&rotated, &of_token).await, 401);
     assert_eq!(status(&rotated, &of_key).await, 200);

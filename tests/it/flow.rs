@@ -49,6 +49,11 @@ impl Agent {
         self.0.1.add_permits(calls);
     }
 
+    /// Lets it answer no further calls.
+    fn close(&self) {
+        self.0.1.forget_permits(usize::MAX);
+    }
+
     /// The members `n` of the inputs of the calls, in their order.
     fn calls(&self) -> Vec<i64> {
         self.0.0.lock().expect("no panic").clone()
@@ -270,11 +275,12 @@ async fn a_held_run_can_be_cancelled_paused_and_resumed_and_no_slot_is_lost(pool
     act(service, id(&runs[2]), "pause", 200).await;
     assert_eq!(run(service, id(&runs[4])).await["waiting"]["running"], 1);
     act(service, id(&runs[2]), "resume", 200).await;
-    // The calls of cancelled runs take answers too.
+    // The calls of cancelled runs may take answers too.
     agent.answer(2);
     agent.called(&[1, 4, 3, 5]).await;
     agent.answer(2);
     assert_eq!(ended(service, id(&runs[4])).await["status"], "COMPLETED");
+    agent.close();
     // A resumed run finds a slot that is free already.
     let first = start(service, &workflow, &json!({"input_data": {"n": 6}})).await;
     let second = start(service, &workflow, &json!({"input_data": {"n": 7}})).await;

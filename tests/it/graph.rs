@@ -156,7 +156,7 @@ async fn the_graph_of_a_run_sums_up_the_attempts_of_each_step(pool: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn what_is_being_written_is_drawn_if_its_members_are_valid(pool: PgPool) {
     let service = Service::start(&pool);
-    let step = |id: &str, next: &str| json!({"id": id, "agent_name": "nobody", "input_mapping": {}, "next_step": next});
+    let step = |id: &str, next: &str| json!({"id": id, "agent_name": "none", "input_mapping": {}, "next_step": next});
     // The agent and the last step are missing, and the chain has no end: rules between the steps do not count yet.
     let steps = json!({"a": step("a", "b"), "b": step("b", "a"), "c": step("c", "d")});
     let body = json!({"name": "w", "start_step": "a", "steps": steps});

@@ -129,7 +129,7 @@ async fn ended_runs_are_deleted_after_their_retention_with_all_their_rows(pool: 
     let sql = "SELECT table_name::text || '.' || column_name FROM information_schema.columns
                WHERE table_schema = 'public' AND column_name LIKE '%run_id' AND table_name NOT LIKE '%_overview'
                    -- Partitions.
-                   AND table_name NOT LIKE 'webhook|_events|_%' ESCAPE '|'
+                   AND table_name NOT IN (SELECT relname FROM pg_class WHERE relispartition)
                    AND table_name NOT IN ('outbox_messages', 'step_durations') ORDER BY 1";
     let columns: Vec<String> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("columns");
     let known = [
@@ -147,8 +147,11 @@ async fn ended_runs_are_deleted_after_their_retention_with_all_their_rows(pool: 
         "step_waits.child_run_id",
         "step_waits.run_id",
         "sub_run_counts.root_run_id",
-        // Kept for WEBHOOK_RETENTION_DAYS, whatever the retention of runs.
+        // Kept for days of their own, whatever the retention of runs.
+        "trigger_firings.run_id",
+        "webhook_deliveries.run_id",
         "webhook_events.run_id",
+        "webhook_trigger_deliveries.run_id",
         "workflow_runs.parent_run_id",
         "workflow_runs.run_id",
     ];

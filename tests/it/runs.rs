@@ -42,7 +42,7 @@ async fn a_run_of_another_program_has_every_member(pool: PgPool) {
         "status": "RUNNING", "input_data": null, "triggered_by": null, "cancelled_by": null, "error_message": null,
         "created_at": "2026-02-03T09:00:00Z", "updated_at": "2026-02-03T09:00:00Z", "completed_at": null,
         "cancelled_at": null, "priority": 5, "paused_at": null, "parent_run_id": null, "parent_step_id": null,
-        "limits": null, "flow_control": null,
+        "limits": null, "flow_control": null, "trigger": null,
     });
     assert_eq!(service.get(RUNS).await.expect(200)["items"], json!([expected]));
     // The run by itself shows what it gave, too.

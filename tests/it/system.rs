@@ -461,7 +461,7 @@ fn a_token_lives_as_long_as_the_settings_say() {
 async fn metrics_follow_the_rules_of_prometheus_and_are_there_from_the_start(pool: PgPool) {
     use workflow_api::telemetry::{
         Component,
-        catalogue::{API, EXECUTOR, Kind, OLD_NAMES, PROCESS, REPLICA, SHARED, TRACES},
+        catalogue::{API, EXECUTOR, Kind, OLD_NAMES, PROCESS, REPLICA, SHARED, TRACES, WEBHOOKS},
         count,
     };
 
@@ -471,7 +471,7 @@ async fn metrics_follow_the_rules_of_prometheus_and_are_there_from_the_start(poo
     let documented = include_str!("../../docs/metrics.md");
     let old = OLD_NAMES.iter().map(|(metric, _)| metric);
     let mut known: std::collections::HashSet<&str> = TRACES.iter().chain(REPLICA).map(|metric| metric.name).collect();
-    for metric in [API, EXECUTOR, PROCESS, SHARED].into_iter().flatten().chain(old.clone()) {
+    for metric in [API, EXECUTOR, PROCESS, SHARED, WEBHOOKS].into_iter().flatten().chain(old.clone()) {
         let name = metric.name;
         known.insert(name);
         assert!(documented.contains(&format!("| `{name}`")), "docs/metrics.md does not have {name}");

@@ -46,6 +46,7 @@ async fn a_diff_names_every_member_that_changed(pool: PgPool) {
         "name": "w", "from_version": 1, "to_version": 2, "identical": false,
         "description": {"before": null, "after": "two"},
         "start_step": {"before": "s0", "after": "first"}, "input_schema": null, "expose": null, "limits": null,
+        "deadline_seconds": null, "deadline_action": null, "silence_hours": null,
         "steps": {
             "added": {"first": second["workflow_data"]["steps"]["first"]},
             "removed": {},

@@ -45,8 +45,10 @@ async fn a_workflow_has_every_member_and_a_plan_in_normal_form(pool: PgPool) {
         "condition": null, "if_true_step": null, "if_false_step": null, "loop_config": null, "fork_join_config": null,
     });
     let expected = json!({
-        "name": "w", "description": null, "version": 1, "status": "active", "created_by": "system", "input_schema": null, "retention_days": null, "expose": null, "debounce": null, "throttle": null, "concurrency": null,
-        "updated_by": "system",
+        "name": "w", "description": null, "version": 1, "status": "active", "created_by": "system",
+        "updated_by": "system", "input_schema": null, "retention_days": null, "expose": null, "debounce": null,
+        "throttle": null, "concurrency": null, "deadline_seconds": null, "deadline_action": null,
+        "silence_hours": null,
         "workflow_data": {"workflow_id": "wf-w-1", "name": "w", "version": "1", "start_step": "s0", "steps": {"s0": step}},
     });
     assert_eq!(workflow, expected);

@@ -39,6 +39,27 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
     let view = post(&environment, "/api/v1/views", view).await;
     let to_forget = json!({"screen": "runs", "name": "deleted", "query": ""});
     let to_forget = post(&environment, "/api/v1/views", to_forget).await;
+    let webhook = async |name: &str| {
+        let body = json!({"name": name, "url": "http://127.0.0.1:9/", "event_types": ["run.*"]});
+        post(&environment, "/api/v1/webhooks", body).await["id"].take()
+    };
+    let (webhook_id, to_unhook) = (webhook("kept").await, webhook("deleted").await);
+    let path = format!("/api/v1/webhooks/{}", webhook_id.as_str().expect("an id"));
+    post(&environment, &format!("{path}/test"), json!({})).await;
+    let deliveries = environment.get(&format!("{path}/deliveries")).await;
+    let trigger = async |name: &str, kind: &str, config: Value| {
+        let body = json!({"name": name, "kind": kind, "workflow_name": "w", "config": config});
+        post(&environment, "/api/v1/triggers", body).await
+    };
+    let yearly = json!({"cron": ["0 0 1 1 *"]});
+    let schedule = trigger("yearly", "schedule", yearly.clone()).await;
+    let to_stop = trigger("deleted", "schedule", yearly).await;
+    let hook = trigger("hook", "webhook", json!({"preset": "none"})).await;
+    let to_rotate = trigger("rotated", "webhook", json!({"preset": "none"})).await;
+    trigger("signed", "webhook", json!({"preset": "github", "secrets": ["a secret of both sides"]})).await;
+    let path = format!("/api/v1/triggers/{}/backfills", schedule["id"].as_str().expect("an id"));
+    let span = json!({"from": "2020-01-01T00:00:00Z", "to": "2024-01-02T00:00:00Z", "dry_run": false});
+    let backfill = post(&environment, &path, span).await;
     let key = async |name: &str| {
         post(&environment, "/api/v1/api-keys", json!({"name": name, "role": "viewer"})).await["id"].take()
     };
@@ -47,6 +68,10 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
     let sql = "INSERT INTO step_waits (run_id, place, step_id, token, token_hash)
                VALUES ($1, 'c', 'c', 'a-token', sha256('a-token'))";
     sqlx::query(sql).bind(&open).execute(&pool).await.expect("a callback");
+    // And the address that an executor gives an agent.
+    let sql = "INSERT INTO agent_pushes (id, token_hash, attempt_id, waiter, expires_at)
+               VALUES (gen_random_uuid(), sha256('a-token'), 'a', gen_random_uuid(), now() + interval '1 hour') RETURNING id";
+    let push_id: uuid::Uuid = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("an address");
     let letter = async |offset: i64| {
         let sql = "INSERT INTO dead_letters (id, topic, partition, record_offset, value, digest, bytes, reason, detail)
                    VALUES (gen_random_uuid(), $2, 0, $1, '{}', sha256('{}'), 2, 'invalid_content', 'x')
@@ -63,6 +88,11 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         "key_id": key("kept").await, "revoke_api_key key_id": key("revoked").await,
         "agent_id": agent["id"], "workflow_id": workflow_id, "run_id": run, "name": "w", "version": "1", "other": "1",
         "view_id": view["id"], "delete_view view_id": to_forget["id"],
+        "webhook_id": webhook_id, "delete_webhook webhook_id": to_unhook,
+        "delivery_id": deliveries["items"][0]["id"],
+        "trigger_id": schedule["id"], "delete_trigger trigger_id": to_stop["id"], "backfill_id": backfill["id"],
+        "rotate_token trigger_id": to_rotate["id"], "hook_token": hook["token"], "trigger_name": "signed",
+        "push_id": push_id, "receive_push X-A2A-Notification-Token": "a-token",
         "cancel_run run_id": to_cancel, "retry_run run_id": to_retry,
         "delete_workflow workflow_id": to_delete, "put_workflow_by_name name": "by-name",
     });
@@ -80,7 +110,9 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
                 Some("issue_token") => answer["status"] == "403",
                 // Authentication is off.
                 Some("create_session") => answer["status"] == "409",
-                Some("delete_session") => answer["status"] == "204",
+                Some("delete_session" | "receive_push") => answer["status"] == "204",
+                // A page cannot sign.
+                Some("deliver_by_name") => answer["status"] == "401",
                 _ => matches!(answer["status"].as_str(), Some("200" | "201" | "202")),
             };
             if !is_fine {
@@ -89,10 +121,11 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
-    // The browser's log repeats that there is no token without an API key, and no session without authentication.
-    let expected = format!("{}/api/v1/auth/token", environment.url);
-    let session = format!("{}/console/session", environment.url);
-    let is_unexpected = |complaint: &&String| !complaint.contains(&expected) && !complaint.contains(&session);
+    // The browser's log repeats that there is no token without an API key, no session without authentication, and no
+    // signature.
+    let refused = ["/api/v1/auth/token", "/console/session", "/api/v1/hooks/default/signed"];
+    let refused = refused.map(|path| format!("{}{path}", environment.url));
+    let is_unexpected = |complaint: &&String| !refused.iter().any(|path| complaint.contains(path));
     let complaints: Vec<_> = browser.complaints().iter().filter(is_unexpected).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
 }

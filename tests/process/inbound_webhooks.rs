@@ -15,7 +15,7 @@ const SECRET: &str = "a secret of both sides";
 async fn deliver(url: &str, id: &str) -> Option<(String, bool)> {
     let body = json!({"text": id}).to_string();
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes()), body.as_bytes());
-    let signature: String = tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let signature = tag.as_ref().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     let request = reqwest::Client::new()
         .post(format!("{url}/api/v1/hooks/default/n"))
         .header("content-type", "application/json")

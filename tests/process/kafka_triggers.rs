@@ -147,9 +147,9 @@ async fn three_processes_that_come_and_go_under_load_start_each_run_once(pool: P
             if changed < 6 {
                 let victim = &mut others[changed % 2];
                 if changed % 3 == 2 {
-                    victim.terminate().await
+                    victim.terminate().await;
                 } else {
-                    victim.kill().await
+                    victim.kill().await;
                 }
                 *victim = another(&environment);
                 changed += 1;

@@ -135,11 +135,8 @@ where
         Some(error) => {
             let error = counted(gate, client, &mut limits, error);
             if app.config.audit && error.is_denial() {
-                let (route, status) = (endpoint.route.clone(), error.status().as_u16());
-                let unknown = || Actor { subject: String::new(), ..Actor::clone(&anonymous) };
-                let actor = actor.as_ref().map_or_else(unknown, |actor| Actor::clone(actor));
-                let (method, code) = (method.to_string(), error.code().to_owned());
-                app.auditor.denied(Denied { actor, method, route, status, code });
+                let route = endpoint.route.clone();
+                app.auditor.denied(denial(actor.as_deref(), &anonymous, method.to_string(), route, &error));
             }
             let mut rendered = error.render(uri.path(), correlation_id);
             // Header that axum has added, such as `Allow`.
@@ -179,6 +176,13 @@ fn begin_span(is_guarded: bool, parts: &Parts, route: &str) -> (Span, Option<Arc
     span.set("http.request.method", parts.method.as_str());
     span.set("http.route", route);
     (span, traceparent.map(Into::into))
+}
+
+/// Entry of the audit trail about a refused request. Without authentication its subject is empty.
+fn denial(actor: Option<&Actor>, anonymous: &Actor, method: String, route: String, error: &ApiError) -> Denied {
+    let unknown = || Actor { subject: String::new(), ..anonymous.clone() };
+    let actor = actor.cloned().unwrap_or_else(unknown);
+    Denied { actor, method, route, status: error.status().as_u16(), code: error.code().to_owned() }
 }
 
 /// Adds the means by which a handler announces a wait, if it may wait.

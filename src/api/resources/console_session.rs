@@ -29,7 +29,7 @@ use crate::{
 /// Who uses the console.
 #[derive(Serialize, ToSchema)]
 pub struct ConsoleSession {
-    /// Whether authentication is on. While it is off, everybody has all rights, and nobody signs in.
+    /// Whether authentication is on. While it is off, every caller has all rights, without signing in.
     authentication: bool,
     /// Whether requests of the console's pages are answered for a caller.
     signed_in: bool,
@@ -98,7 +98,7 @@ fn must_be_same_origin(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// Get the session of the console
 ///
-/// Who has signed in, if anybody has. The cookie counts only for requests of the console's own pages.
+/// Session of the caller, if there is one. The cookie counts only for requests of the console's own pages.
 #[utoipa::path(
     get, path = "/console/session", tag = "console", security(()),
     responses((status = 200, body = ConsoleSession)),
@@ -123,7 +123,7 @@ pub async fn get_session(State(app): State<App>, caller: Caller) -> Result<Json<
 )]
 pub async fn create_session(State(app): State<App>, caller: Caller, headers: HeaderMap) -> Result<Response, ApiError> {
     if !app.config.auth.enabled {
-        return Err(ApiError::conflict("authentication_off", "Authentication is off, so nobody has to sign in"));
+        return Err(ApiError::conflict("authentication_off", "Authentication is off, so that a session is not needed"));
     }
     must_be_same_origin(&app, &headers)?;
     let secret = Secret::generate();
@@ -162,7 +162,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 #[utoipa::path(
     delete, path = "/console/session", tag = "console", security(()),
     responses(
-        (status = 204, description = "Nobody is signed in"),
+        (status = 204, description = "The session has ended"),
         (status = 403, description = "No page of the console has sent the request", body = ErrorBody),
     ),
 )]

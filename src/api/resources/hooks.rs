@@ -223,7 +223,10 @@ async fn deliver(
         Received::Greeting(Greeting::Challenge(text)) => {
             return Ok(Json(Answer { challenge: Some(text), ..Answer::default() }).into_response());
         }
-        Received::Started(run_id) => (run_id, false),
+        Received::Started(run_id) => {
+            app.relay.sweep_soon();
+            (run_id, false)
+        }
         Received::Repeated(run_id) => (run_id, true),
     };
     let row = trigger.as_ref().ok_or_else(ApiError::internal)?;

@@ -75,8 +75,8 @@ impl Caller {
     /// Sender of a webhook, who is known only by what the trigger requires.
     #[must_use]
     pub fn sender(actor: &Actor) -> Self {
-        let nobody = Arc::new(Actor { subject: String::new(), ..actor.clone() });
-        Self { actor: nobody, ..Self::denied(actor) }
+        let unnamed = Arc::new(Actor { subject: String::new(), ..actor.clone() });
+        Self { actor: unnamed, ..Self::denied(actor) }
     }
 
     /// The caller, in the form that answering a callback needs.

@@ -1,5 +1,5 @@
 //! Gauges from the database: open runs by state, circuit breakers by state, unsealed audit entries, events that
-//! nobody has seen, the state of retention, the last check of the invariants.
+//! no reader has seen, the state of retention, the last check of the invariants.
 
 use std::{
     sync::{Mutex, PoisonError},

@@ -260,12 +260,13 @@ async fn events(
     };
     let (after_at, after_id) = after.unwrap_or((replay.since, Uuid::nil()));
     let sql =
-        "SELECT id, created_at, position, organization_id, event_type, run_id, seq, workflow_name, data, traceparent,
+        "SELECT id, created_at AT TIME ZONE 'UTC' AS created_at, position, organization_id, event_type, run_id, seq,
+                   workflow_name, data, traceparent,
                    to_fan_out OR EXISTS (SELECT FROM webhook_deliveries d WHERE d.event_id = e.id AND d.webhook_id = $1)
                        AS is_known
                FROM webhook_events e
-               WHERE organization_id = $2 AND (created_at, id) > ($3, $4) AND created_at < $5
-               ORDER BY created_at, id LIMIT $6";
+               WHERE organization_id = $2 AND (e.created_at, id) > ($3, $4) AND e.created_at < $5
+               ORDER BY e.created_at, id LIMIT $6";
     let query = sqlx::query_as(sql).bind(replay.webhook_id).bind(&subscription.organization_id).bind(after_at);
     let page: Vec<Candidate> = query.bind(after_id).bind(replay.until).bind(PAGE).fetch_all(&mut *conn).await?;
     let is_wanted = |candidate: &&Candidate| candidate.is_wanted(&subscription, replay.event_types.as_deref());

@@ -63,7 +63,7 @@ impl CallErrorKind {
 /// Failure of a call.
 #[derive(Debug)]
 pub(in crate::executor) struct Failure {
-    /// Message for the step's error where [`call`] returns it: short, without credentials and URL.
+    /// Message for the step's error where the call returns it: short, without credentials and URL.
     pub(in crate::executor) message: String,
     pub(in crate::executor) again: RetryDecision,
     pub(in crate::executor) fault: CallErrorKind,

@@ -16,6 +16,7 @@ const EVENTS: &str = "text/event-stream";
 
 /// How an agent is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a card has a switch for each capability")]
 pub(in crate::executor) struct Route {
     pub(in crate::executor) version: Version,
     /// Whether the binding is HTTP+JSON instead of JSON-RPC.

@@ -62,7 +62,7 @@ pub enum Excluded {
     /// A day.
     Date(NaiveDate),
     /// What a cron expression matches.
-    Times(Cron),
+    Times(Box<Cron>),
 }
 
 /// Period in absolute time.

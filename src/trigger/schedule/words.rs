@@ -17,8 +17,9 @@ pub(super) fn of_cron(text: &str, cron: &Cron) -> String {
     };
     let fields: Vec<&str> = text.split_whitespace().collect();
     let usual = match fields[..] {
-        [minute, hour, day, month, weekday] => usual(minute, hour, day, month, weekday),
-        ["0", minute, hour, day, month, weekday] => usual(minute, hour, day, month, weekday),
+        [minute, hour, day, month, weekday] | ["0", minute, hour, day, month, weekday] => {
+            usual(minute, hour, day, month, weekday)
+        }
         ["*", "*", "*", "*", "*", "*"] => Some("every second".to_owned()),
         _ => None,
     };

@@ -51,6 +51,7 @@ async fn each_member_has_its_limits(pool: PgPool) {
         (json!({"url": "http://example.com/"}), ""),
         (json!({"event_types": []}), "body.event_types value_error"),
         (json!({"event_types": ["Run.x"]}), "body.event_types.0 value_error"),
+        (json!({"event_types": ["run.failed", "run.complete"]}), "body.event_types.1 value_error"),
         (json!({"workflow_names": []}), "body.workflow_names value_error"),
         (json!({"filter": "${event.data"}), "body.filter value_error"),
         (json!({"payload": "fat"}), "body.payload value_error"),

@@ -27,6 +27,7 @@ pub fn complete(document: &mut OpenApi, prefix: &str) {
             (Method::PUT, &mut item.put),
             (Method::POST, &mut item.post),
             (Method::DELETE, &mut item.delete),
+            (Method::PATCH, &mut item.patch),
         ];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };

@@ -142,6 +142,7 @@ pub async fn fire_trigger(
     match fire_trigger::fire_now(&app.pool, context, firer(&app), id, &members).await {
         Ok((_, Outcome::Failed(failure))) => Err(ApiError::conflict(failure.reason, failure.detail)),
         Ok((firing, outcome)) => {
+            app.relay.sweep_soon();
             tracing::info!(
                 target: "api.routes.triggers", trigger_id = %id, run_id = firing.run_id, "Trigger fired by a caller"
             );

@@ -459,7 +459,8 @@ fn read_url(node: &Node<'_>) -> Read<String> {
 }
 
 pub(super) fn read_types(node: &Node<'_>) -> Read<Vec<String>> {
-    let problem = "must be a type of events, GROUP.* or *";
+    let problem =
+        "must be a type of GET /webhook-events, a group of them such as run.*, or *; frequent types must be named";
     texts(node, MAX_TYPES, |text| events::is_pattern(text).then_some(()).ok_or_else(|| problem.to_owned()))
 }
 

@@ -42,6 +42,16 @@ export const CONFIGS = {
         dst_fold: choice("Local times that exist twice.", ["auto", "first", "both"], true),
         anchor: text("Time from which the periods count.", true),
     } },
+    kafka: { type: "object", required: ["topic"], properties: {
+        topic: text("Topic whose records start runs."),
+        filter: text("Condition such as ${trigger.value.kind} == 'order'; other records start no run."),
+        format: choice("Of the values.", ["json", "text", "bytes_base64"], true),
+        start: text("Where it begins: latest, earliest, or a time such as 2027-01-01T00:00:00Z.", true),
+        idempotency: text("Expression whose value makes a record a repeat; empty: its place in the topic.", true),
+        max_per_second: whole("Records a second; empty: no limit.", true),
+        on_error: choice("If a record can start no run.", ["dead_letter", "stop"], true),
+        group_id: text("Consumer group, which begins with wf-trigger-; empty: one of its own.", true),
+    } },
     webhook: { type: "object", required: ["preset"], properties: {
         preset: choice("How deliveries are verified.", ["none", "github", "stripe", "slack", "standard", "hmac", "basic", "header"]),
         secrets: lines("One on each line, 3 at most; never shown. Empty in a change: those that are stored."),

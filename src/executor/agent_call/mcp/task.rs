@@ -1,5 +1,5 @@
 //! Tasks of MCP servers: they are queried until they are done, get the answers that they wait for, and are cancelled
-//! once nobody waits for them.
+//! once they are not waited for.
 
 use std::sync::atomic::AtomicI32;
 
@@ -57,7 +57,7 @@ fn is_refusal(failure: &Failure) -> bool {
     matches!(failure.fault, CallErrorKind::Refused | CallErrorKind::Http4xx)
 }
 
-/// Task that is cancelled once nobody waits for it.
+/// Task that is cancelled once it is not waited for.
 pub(super) fn in_flight(wire: &Wire<'_>, link: &Link, id: String) -> Result<InFlight, Failure> {
     let cancel = post(wire, cancellation(&id, link))?;
     Ok(InFlight::cancelled_by(&wire.request, cancel, id))
