@@ -43,7 +43,8 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         let body = json!({"name": name, "url": "http://127.0.0.1:9/", "event_types": ["run.*"]});
         post(&environment, "/api/v1/webhooks", body).await["id"].take()
     };
-    let (webhook_id, to_unhook) = (webhook("kept").await, webhook("deleted").await);
+    let (webhook_id, to_unhook, to_disable) =
+        (webhook("kept").await, webhook("deleted").await, webhook("disabled").await);
     let path = format!("/api/v1/webhooks/{}", webhook_id.as_str().expect("an id"));
     post(&environment, &format!("{path}/test"), json!({})).await;
     let deliveries = environment.get(&format!("{path}/deliveries")).await;
@@ -88,7 +89,7 @@ async fn try_it_out_works_for_every_route(pool: PgPool) {
         "key_id": key("kept").await, "revoke_api_key key_id": key("revoked").await,
         "agent_id": agent["id"], "workflow_id": workflow_id, "run_id": run, "name": "w", "version": "1", "other": "1",
         "view_id": view["id"], "delete_view view_id": to_forget["id"],
-        "webhook_id": webhook_id, "delete_webhook webhook_id": to_unhook,
+        "webhook_id": webhook_id, "delete_webhook webhook_id": to_unhook, "disable_webhook webhook_id": to_disable,
         "delivery_id": deliveries["items"][0]["id"],
         "trigger_id": schedule["id"], "delete_trigger trigger_id": to_stop["id"], "backfill_id": backfill["id"],
         "rotate_token trigger_id": to_rotate["id"], "hook_token": hook["token"], "trigger_name": "signed",
