@@ -71,6 +71,7 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(runs::pause::pause_run),
     || routes!(runs::pause::resume_run),
     || routes!(callbacks::list_callbacks),
+    || routes!(callbacks::list_all_callbacks),
     || routes!(callbacks::answer_callback),
     || routes!(agent_pushes::receive_push),
     || routes!(triggers::list_triggers, triggers::create_trigger),

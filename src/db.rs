@@ -12,6 +12,7 @@ pub mod agents;
 pub mod api_keys;
 pub mod audit;
 pub mod breakers;
+pub mod callbacks;
 pub mod console_sessions;
 pub mod dead_letters;
 pub mod deltas;

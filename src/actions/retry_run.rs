@@ -233,6 +233,7 @@ async fn retry_checked(
     catalogue::count_transition(previous.as_str(), RunStatus::Pending.as_str(), 1);
     let first = keys.as_ref().and_then(|keys| keys.iter().next());
     Ok(RunRow {
+        workflow_version: Some(definition.version),
         status: RunStatus::Pending.as_str().to_owned(),
         error_message: None,
         cancelled_at: None,

@@ -30,6 +30,7 @@ pub struct RunRow {
     pub workflow_id: String,
     pub workflow_name: String,
     pub workflow_definition_id: Option<String>,
+    pub workflow_version: Option<i32>,
     pub status: String,
     pub input_data: Option<Json<Box<RawValue>>>,
     /// In a list: whether the run has an input, even if it is not included.
@@ -60,8 +61,8 @@ pub struct RunRow {
     pub flow_key: Option<String>,
 }
 
-const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, \
-     created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
+const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, workflow_version, status, input_data, \
+     triggered_by, created_at, updated_at, completed_at, cancelled_at, cancelled_by, error_message, correlation_id, priority, \
      paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits, \
      deadline_at AT TIME ZONE 'UTC' AS deadline_at, deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at, \
      trigger_kind, trigger_id, trigger_at, chain_depth, flow_stage, flow_state, flow_key";

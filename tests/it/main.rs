@@ -29,6 +29,7 @@ mod broker;
 mod budgets;
 mod bulk;
 mod by_name;
+mod callbacks;
 mod compression;
 mod console;
 mod console_sessions;

@@ -133,7 +133,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and other protocols than
 /// [`Protocol::Rest`], else below the prefix. A route that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 122] = [
+static RULES: [(Method, &str, Rule); 123] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -206,6 +206,7 @@ static RULES: [(Method, &str, Rule); 122] = [
     (Method::POST, "/runs/{run_id}/resume", Rule::of_run(&[RunsWrite])),
     // RunsWrite, since the addresses in the answer resume the run.
     (Method::GET, "/runs/{run_id}/callbacks", Rule::of_run(&[RunsWrite]).with_secrets()),
+    (Method::GET, "/callbacks", Rule::needs(&[RunsWrite]).with_secrets()),
     // The callback may require a role besides.
     (Method::POST, "/callbacks/{token}", Rule::of_callback().with_secrets()),
     // A trigger does nothing but start runs.

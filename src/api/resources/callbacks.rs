@@ -1,4 +1,5 @@
-//! `/callbacks/{token}`, where the owner of the address answers a waiting step, and the list of a run's callbacks.
+//! `/callbacks/{token}`, where the owner of the address answers a waiting step, and the lists of callbacks: of a run, and of
+//! all runs.
 
 use axum::{
     Json,
@@ -8,6 +9,7 @@ use axum::{
 use http::{StatusCode, request::Parts};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use sqlx::types::Json as DbJson;
 use utoipa::ToSchema;
 
 use crate::{
@@ -15,13 +17,19 @@ use crate::{
     api::vocabulary::{
         app::App,
         caller::Caller,
+        cursor::{ListQuery, ListRequest},
         error::{ApiError, ErrorBody},
-        extract::{AnyJsonBody, RunId},
+        extract::{AnyJsonBody, Query, RunId},
         idempotency::replayed,
-        sets,
+        page::{self, Page},
+        parameters, sets,
     },
-    db::{self, waits::OpenCallback},
-    input::{member, text},
+    db::{
+        self,
+        callbacks::{self, CallbackRow, Filter},
+        waits::OpenCallback,
+    },
+    input::{FieldError, member, text},
     timestamp::Timestamp,
 };
 
@@ -202,11 +210,118 @@ pub async fn list_callbacks(
         created_at: row.created_at,
         expires_at: row.expires_at,
         is_approval: row.approval.is_some(),
-        role: row.approval.as_ref().or(row.question.as_ref()).and_then(|json| member(&json.0, "role").and_then(text)),
+        role: role(row.approval.as_ref(), row.question.as_ref()),
         question: row.question.as_ref().map(|question| AgentQuestion::of(&question.0, row.round)),
         input_data: row.input_data.map(|input| input.0),
     };
     Ok(Json(rows.into_iter().map(shown).collect()))
+}
+
+/// Callback in the list of all runs.
+#[derive(Serialize, ToSchema)]
+pub struct ListedCallback {
+    /// Id of the run.
+    run_id: String,
+    /// Name of the run's workflow.
+    workflow_name: String,
+    /// Id of the step that waits, or will wait.
+    step_id: String,
+    /// Id of the waiting attempt; null if the step has not begun, and of an answered question of an agent.
+    step_execution_id: Option<String>,
+    /// Address for the answer, by POST. Knowledge of it is sufficient permission. Null if the run comes from the archive.
+    url: Option<String>,
+    /// Time from which it could be answered.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Time until which it can be answered; null if unlimited.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+    /// Whether an approval is requested: the answer has `approved`.
+    is_approval: bool,
+    /// Role that the answering person must have; null if the address is enough.
+    role: Option<String>,
+    /// Question of the step's agent; absent if no agent asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    question: Option<AgentQuestion>,
+    /// Information of the step about the request.
+    #[schema(value_type = Option<HashMap<String, Value>>)]
+    input_data: Option<Box<RawValue>>,
+    /// Time of the answer; null if there is none.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    answered_at: Option<Timestamp>,
+    /// Subject that answered; null if there is no answer, or only the address was needed.
+    answered_by: Option<String>,
+    /// The answer, which is any JSON; null if there is none.
+    #[schema(value_type = serde_json::Value)]
+    answer: Option<Box<RawValue>>,
+}
+
+impl ListedCallback {
+    fn new(row: CallbackRow, url: &str) -> Self {
+        Self {
+            run_id: row.run_id,
+            workflow_name: row.workflow_name,
+            step_id: row.step_id,
+            step_execution_id: row.attempt_id,
+            url: row.token.map(|token| format!("{url}{token}")),
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            is_approval: row.approval.is_some(),
+            role: role(row.approval.as_ref(), row.question.as_ref()),
+            question: row.question.map(|question| AgentQuestion::of(&question.0, row.round)),
+            input_data: row.input_data.map(|input| input.0),
+            answered_at: row.answered_at,
+            answered_by: row.answered_by,
+            answer: row.answer.map(|answer| answer.0),
+        }
+    }
+}
+
+/// Page of the list of callbacks.
+pub type ListedCallbackPage = Page<ListedCallback>;
+
+/// List the callbacks of all runs
+///
+/// Those that can be answered, or the answers that were given, for an inbox of approvals and its history. The latest first.
+#[utoipa::path(
+    get, path = "/callbacks", tag = "callbacks",
+    params(
+        parameters::Paging,
+        ("state" = Option<sets::CallbackState>, Query, description = "Those that can be answered (the default), or were answered"),
+        ("role" = Option<Vec<String>>, Query, explode = false, description = "Any of these roles, which the answer requires"),
+        ("workflow_name" = Option<String>, Query, description = "Runs of exactly this workflow"),
+        ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default) by `created_at`, or by `answered_at`"),
+    ),
+    responses(
+        (status = 200, body = ListedCallbackPage), (status = 400, description = "The cursor belongs to another query", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn list_all_callbacks(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
+    let mut parameters = ListQuery::new(&query);
+    let state = parameters.text("state").map_or(Ok(callbacks::State::Open), |given| {
+        callbacks::State::ALL.into_iter().find(|state| state.as_str() == given).ok_or_else(|| {
+            let message = "Input should be 'open' or 'answered'";
+            FieldError::new("query.state", "enum", message)
+        })
+    })?;
+    let filter = Filter {
+        organization: caller.organization().clone(),
+        state,
+        roles: parameters.several("role"),
+        workflow_name: parameters.text("workflow_name").map(str::to_owned),
+    };
+    let order = callbacks::order(state, parameters.is_ascending());
+    let list = ListRequest::read(&app, &parameters, "callbacks").await?;
+    let (filter, page) = (&filter, &list.page);
+    let page = app.reads.read(|mut conn| async move { callbacks::list(&mut conn, filter, order, page).await }).await?;
+    let url = app.config.api.callbacks_url();
+    Ok(page::answer(app, caller, &list, page, move |row| ListedCallback::new(row, &url)))
+}
+
+/// Role that the answer requires.
+fn role(approval: Option<&DbJson<Box<RawValue>>>, question: Option<&DbJson<Box<RawValue>>>) -> Option<String> {
+    approval.or(question).and_then(|json| member(&json.0, "role")).and_then(text)
 }
 
 impl From<AnswerError> for ApiError {

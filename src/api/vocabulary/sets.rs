@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, Type, extensions::Extensions},
 };
 
-use crate::{a2a, access, agent, breaker, executor, run, trigger, usage, webhook, workflow};
+use crate::{a2a, access, agent, breaker, db::callbacks, executor, run, trigger, usage, webhook, workflow};
 
 /// Schema with its name.
 type Named = (String, RefOr<Schema>);
@@ -98,6 +98,8 @@ sets! {
     OnQuestion = workflow::OnQuestion::ALL.map(workflow::OnQuestion::as_str);
     /// What an agent that asks needs: input, or an authorisation that somebody gives it elsewhere.
     QuestionState = ["input-required", "auth-required"];
+    /// State of a callback in the list of all runs: it can be answered, or it was answered.
+    CallbackState = callbacks::State::ALL.map(callbacks::State::as_str);
     /// Kind of a trigger: `schedule` fires at times, `kafka` by records of a topic, `webhook` by deliveries of other services.
     TriggerKind = trigger::TriggerKind::ALL.map(trigger::TriggerKind::as_str);
     /// Why a trigger fires: what its kind waits for has happened, a caller has asked for it, or a backfill makes up for it.

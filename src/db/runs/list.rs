@@ -23,7 +23,7 @@ use crate::{
 const MAX_GROUPS: usize = 500;
 
 /// The columns for lists, without inputs of more than 64 KiB. The size is computed only if many bytes are stored.
-const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, status,
+const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, workflow_version, status,
      CASE WHEN pg_column_size(input_data) <= 2000 OR octet_length(input_data::text) <= 65536 THEN input_data END AS input_data,
      input_data IS NOT NULL AS has_input, triggered_by, created_at, updated_at, completed_at, cancelled_at, cancelled_by,
      error_message, correlation_id, priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits,

@@ -50,7 +50,7 @@ pub async fn find_shown(
     let sql = format!(
         "
         SELECT wanted.place, is_small AND coalesce(pg_column_size(output_data), 0) <= $3 AS is_whole,
-            run_id, workflow_id, workflow_name, workflow_definition_id, status,
+            run_id, workflow_id, workflow_name, workflow_definition_id, workflow_version, status,
             CASE WHEN is_small THEN input_data END AS input_data, triggered_by, created_at, updated_at, completed_at,
             cancelled_at, cancelled_by, CASE WHEN is_small THEN error_message END AS error_message, correlation_id,
             priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits,

@@ -40,6 +40,8 @@ pub struct Run {
     workflow_name: String,
     /// Id of the definition.
     workflow_definition_id: Option<String>,
+    /// Version of the definition; null if another program started the run and named none.
+    workflow_version: Option<i32>,
     /// State of the run.
     #[schema(value_type = sets::RunStatus)]
     status: String,
@@ -150,6 +152,7 @@ impl From<RunRow> for Run {
             workflow_id: row.workflow_id,
             workflow_name: row.workflow_name,
             workflow_definition_id: row.workflow_definition_id,
+            workflow_version: row.workflow_version,
             status: row.status,
             input_data_omitted: (row.has_input && row.input_data.is_none()).then_some(true),
             input_data: row.input_data.map(|json| json.0),
@@ -199,6 +202,7 @@ impl Run {
             workflow_definition_id: Some(workflow_id.clone()),
             workflow_id,
             workflow_name: request.definition.name.clone(),
+            workflow_version: Some(request.definition.version),
             status,
             priority: request.priority,
             input_data: Some(request.input),

@@ -331,7 +331,8 @@ impl NewWebhookBody {
 
 request_object! {
     /// Body of a replace request.
-    #[schema(as = PutWebhookRequest)]
+    #[schema(as = PutWebhookRequest, example = json!({"name": "orders", "url": "https://example.com/hooks",
+        "event_types": ["run.completed", "run.failed"]}))]
     pub struct WebhookPutBody: deny_unknown_fields {
         /// Name for people.
         #[schema(min_length = 1, max_length = 255, pattern = r"\S")]
