@@ -19,6 +19,7 @@ pub mod deltas;
 pub mod events;
 pub mod executions;
 pub mod exposed;
+mod family;
 pub mod flow;
 mod hosts;
 pub mod idempotency;

@@ -33,12 +33,29 @@ pub struct RunPoller(Arc<Shared>);
 
 struct Shared {
     /// Subscribed runs. Those without a subscription are removed before the next poll.
-    runs: Mutex<HashMap<String, watch::Sender<Progress>>>,
+    runs: Mutex<HashMap<String, Watched>>,
     arrived: Notify,
     stop: CancellationToken,
     clock: Clock,
     ends: Permits,
     streams: Permits,
+}
+
+/// Run with subscriptions.
+#[derive(Default)]
+struct Watched {
+    progress: watch::Sender<Progress>,
+    /// Whether a subscription is about questions of sub-runs too.
+    is_family: bool,
+}
+
+/// What a subscription is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// The run.
+    Run,
+    /// The run, and questions of its sub-runs.
+    Family,
 }
 
 /// Subscription that notifies of changes of a run. Dropping it releases its permit.
@@ -93,7 +110,7 @@ impl RunPoller {
     /// subscriptions. The caller reads the run to find out which.
     pub async fn until_ended(&self, run_id: &str, at_most: Duration, owners: Owners) {
         let Ok(_permit) = self.0.ends.try_take(owners, 1) else { return };
-        let mut progress = self.subscribe(run_id);
+        let mut progress = self.subscribe(run_id, Interest::Run);
         tokio::select! {
             _ = progress.wait_for(|progress| progress.has_ended) => {}
             () = self.0.clock.sleep(at_most) => {}
@@ -101,11 +118,16 @@ impl RunPoller {
         }
     }
 
-    /// Subscription of a long poll that ends when the caller says so; `None` if there are too many.
+    /// Subscription of a long poll that ends when the caller says so, for a run and its sub-runs; `None` if there are
+    /// too many.
     #[must_use]
     pub fn wait(&self, run_id: &str, owners: Owners) -> Option<Subscription> {
         let permit = self.0.ends.try_take(owners, 1).ok()?;
-        Some(Subscription { progress: self.subscribe(run_id), stop: self.0.stop.clone(), _permit: permit })
+        Some(Subscription {
+            progress: self.subscribe(run_id, Interest::Family),
+            stop: self.0.stop.clone(),
+            _permit: permit,
+        })
     }
 
     /// Refuses a stream while there are too many of its owners.
@@ -114,17 +136,19 @@ impl RunPoller {
     }
 
     /// Subscribes to a run, unless there are too many subscriptions.
-    pub fn watch(&self, run_id: &str, owners: Owners) -> Result<Subscription, Exhausted> {
+    pub fn watch(&self, run_id: &str, interest: Interest, owners: Owners) -> Result<Subscription, Exhausted> {
         let permit = self.0.streams.try_take(owners, 1)?;
-        Ok(Subscription { progress: self.subscribe(run_id), stop: self.0.stop.clone(), _permit: permit })
+        Ok(Subscription { progress: self.subscribe(run_id, interest), stop: self.0.stop.clone(), _permit: permit })
     }
 
-    fn subscribe(&self, run_id: &str) -> watch::Receiver<Progress> {
+    fn subscribe(&self, run_id: &str, interest: Interest) -> watch::Receiver<Progress> {
         let mut runs = self.runs();
-        let progress = match runs.get(run_id) {
-            Some(sender) => sender.subscribe(),
-            None => runs.entry(run_id.to_owned()).or_default().subscribe(),
+        let watched = match runs.get_mut(run_id) {
+            Some(watched) => watched,
+            None => runs.entry(run_id.to_owned()).or_default(),
         };
+        watched.is_family |= interest == Interest::Family;
+        let progress = watched.progress.subscribe();
         drop(runs);
         self.0.arrived.notify_one();
         progress
@@ -132,7 +156,7 @@ impl RunPoller {
 
     async fn poll(self, pool: db::Pool) {
         while !self.0.stop.is_cancelled() {
-            let run_ids = self.awaited();
+            let (run_ids, are_families) = self.awaited();
             if run_ids.is_empty() {
                 tokio::select! {
                     () = self.0.arrived.notified() => {}
@@ -141,13 +165,14 @@ impl RunPoller {
                 continue;
             }
             let pool = pool.clone();
-            match db::bounded(async move { db::events::progress(&pool, &run_ids).await }).await {
+            match db::bounded(async move { db::events::progress(&pool, (&run_ids, &are_families)).await }).await {
                 Ok(found) => {
                     let runs = self.runs();
                     for (run_id, now) in found {
-                        let sender = runs.get(&run_id);
-                        sender
-                            .map(|sender| sender.send_if_modified(|then| std::mem::replace(then, now.clone()) != now));
+                        let watched = runs.get(&run_id);
+                        watched.map(|watched| {
+                            watched.progress.send_if_modified(|then| std::mem::replace(then, now.clone()) != now)
+                        });
                     }
                 }
                 Err(error) => {
@@ -161,14 +186,14 @@ impl RunPoller {
         }
     }
 
-    /// Runs that still have a subscription.
-    fn awaited(&self) -> Vec<String> {
+    /// Runs that still have a subscription, and whether it is about their sub-runs too.
+    fn awaited(&self) -> (Vec<String>, Vec<bool>) {
         let mut runs = self.runs();
-        runs.retain(|_, progress| !progress.is_closed());
-        runs.keys().cloned().collect()
+        runs.retain(|_, watched| !watched.progress.is_closed());
+        runs.iter().map(|(run_id, watched)| (run_id.clone(), watched.is_family)).unzip()
     }
 
-    fn runs(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Progress>>> {
+    fn runs(&self) -> MutexGuard<'_, HashMap<String, Watched>> {
         self.0.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

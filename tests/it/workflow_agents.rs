@@ -364,6 +364,108 @@ async fn a_run_that_asks_requires_input_and_goes_on_with_the_answer(pool: PgPool
     assert_eq!(answers.count(), 2);
 }
 
+/// A workflow whose only step is another workflow.
+fn calling(name: &str) -> Value {
+    let step = json!({"id": "call", "type": "sub_workflow", "sub_workflow_config": {"workflow_name": name}});
+    json!({"start_step": "call", "steps": {"call": step}, "expose": {"a2a": true}})
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_question_of_a_sub_workflow_is_one_of_the_task_and_is_answered_there(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let service = &world.service;
+    for (name, definition) in [("inner", approvals()), ("middle", calling("inner")), ("outer", calling("middle"))] {
+        put(service, name, &definition).await;
+    }
+    let sent = message_1("m", &json!([{"text": "x"}]));
+    let task = result(service, "outer", &V1, "SendMessage", &sent).await["task"].clone();
+    let parts = &task["status"]["message"]["parts"];
+    assert_eq!(
+        (&task["status"]["state"], &parts[0]["text"]),
+        (&json!("TASK_STATE_INPUT_REQUIRED"), &json!("Is one fine?")),
+        "{task}"
+    );
+    let sub_run = service.get("/api/v1/runs?workflow_name=inner").await.expect(200)["items"][0]["run_id"].clone();
+    assert_eq!((&parts[1]["data"]["sub_run_id"], &parts[1]["data"]["step_id"]), (&sub_run, &json!("one")));
+    let waiting = async |name: &str| {
+        let params = json!({"status": "TASK_STATE_INPUT_REQUIRED"});
+        result(service, name, &V1, "ListTasks", &params).await["totalSize"].clone()
+    };
+    assert_eq!((waiting("outer").await, waiting("middle").await), (json!(1), json!(1)));
+
+    // One who subscribes sees the questions of the sub-workflow, and the end.
+    let body = json!({"jsonrpc": "2.0", "id": 7, "method": "SubscribeToTask", "params": {"id": task["id"]}});
+    let mut stream = service.open("POST", "/a2a/default/outer", &V1, Body::from(body.to_string())).await.into_body();
+    let mut text = String::new();
+    for (part, word) in [("Is one fine?", "yes"), ("Is two fine?", "approved"), ("TASK_STATE_COMPLETED", "")] {
+        while !text.contains(part) {
+            let frame = stream.frame().await.unwrap_or_else(|| panic!("{part} is missing: {text}"));
+            text += std::str::from_utf8(&frame.expect("no error").into_data().expect("data")).expect("text");
+        }
+        if !word.is_empty() {
+            let mut message = message_1(word, &json!([{"text": word}]));
+            message["message"]["taskId"] = task["id"].clone();
+            let answered = result(service, "outer", &V1, "SendMessage", &message).await["task"].clone();
+            let state = if word == "yes" { "TASK_STATE_INPUT_REQUIRED" } else { "TASK_STATE_COMPLETED" };
+            assert_eq!(answered["status"]["state"], state, "{answered}");
+        }
+    }
+    assert!(stream.frame().await.is_none(), "{text}");
+    let shown = text.matches(r#""text":"Is two fine?""#).count();
+    assert_eq!(shown, 1, "a question is shown once: {text}");
+    assert_eq!(waiting("outer").await, 0);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn questions_of_one_step_are_told_apart_by_their_ids(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let service = &world.service;
+    let step = json!({"id": "ok", "type": "callback", "callback_config": {"approval": {}},
+        "input_mapping": {"question": "Is ${workflow.input.what} fine?"}});
+    put(service, "inner", &json!({"start_step": "ok", "steps": {"ok": step}})).await;
+    let call = |id: &str| {
+        json!({"id": id, "type": "sub_workflow", "sub_workflow_config": {"workflow_name": "inner"},
+            "input_mapping": {"what": id}})
+    };
+    let both = json!({"id": "both", "type": "parallel", "parallel_steps": ["left", "right"]});
+    let steps = json!({"both": both, "left": call("left"), "right": call("right")});
+    put(service, "outer", &json!({"start_step": "both", "steps": steps, "expose": {"a2a": true}})).await;
+    let mut sent = message_1("m", &json!([{"text": "x"}]));
+    sent["configuration"] = json!({"returnImmediately": true});
+    let id = result(service, "outer", &V1, "SendMessage", &sent).await["task"]["id"].clone();
+    let parts = eventually("both ask", async || {
+        let task = result(service, "outer", &V1, "GetTask", &json!({"id": id})).await;
+        task["status"]["message"]["parts"].as_array().filter(|parts| parts.len() == 4).cloned()
+    })
+    .await;
+    let right = parts.iter().position(|part| part["text"] == "Is right fine?").expect("a question");
+    let question_id = &parts[right + 1]["data"]["question_id"];
+    let answer = |message_id: &str, metadata: &Value| {
+        let mut message = message_1(message_id, &json!([{"text": "no"}]));
+        message["message"]["taskId"] = id.clone();
+        message["message"]["metadata"] = metadata.clone();
+        message
+    };
+    for (metadata, field) in [
+        (json!({}), "message.metadata.question_id"),
+        (json!({"step_id": "ok"}), "message.metadata.question_id"),
+        (json!({"step_id": "other"}), "message.metadata.step_id"),
+        (json!({"question_id": "other"}), "message.metadata.question_id"),
+    ] {
+        let error = error(service, "outer", &V1, "SendMessage", &answer("a", &metadata)).await;
+        assert_eq!(error["data"][0]["fieldViolations"][0]["field"], field, "{metadata}: {error}");
+    }
+    let metadata = json!({"question_id": question_id});
+    let next = result(service, "outer", &V1, "SendMessage", &answer("b", &metadata)).await["task"].clone();
+    let left = next["status"]["message"]["parts"].as_array().expect("parts").clone();
+    assert_eq!((left.len(), &left[0]["text"]), (2, &json!("Is left fine?")), "{next}");
+    let mut yes = answer("c", &json!({}));
+    yes["message"]["parts"] = json!([{"text": "yes"}]);
+    let ended = result(service, "outer", &V1, "SendMessage", &yes).await["task"].clone();
+    let why = ended["status"]["message"]["parts"][0]["text"].as_str().expect("a reason");
+    assert!(ended["status"]["state"] == "TASK_STATE_FAILED" && why.contains("right"), "{ended}");
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_stream_shows_the_task_its_log_its_output_and_its_end(pool: PgPool) {
     let (_agent, url) = Agent::start(shouting).await;
@@ -586,7 +688,14 @@ async fn organisations_never_see_each_others_agents_and_tasks(pool: PgPool) {
         assert_eq!(card["securitySchemes"]["api_key"]["apiKeySecurityScheme"]["name"], "X-API-Key");
         assert_eq!(card["securityRequirements"][0]["schemes"]["bearer"]["list"], json!([]));
         let card = format!("/a2a/{theirs}/flow/.well-known/agent-card.json");
-        assert_eq!(member.send("GET", &card, &json!(null)).await.error(404)["code"], "workflow_not_found");
+        let shown = member.send("GET", &card, &json!(null)).await;
+        if theirs == "two" {
+            // A public card is one for callers of other organisations too.
+            assert_eq!(shown.header("cache-control"), Some("public, max-age=60"));
+            assert_eq!(shown.expect(200)["url"], "http://localhost:8000/a2a/two/flow");
+        } else {
+            assert_eq!(shown.error(404)["code"], "workflow_not_found");
+        }
     }
     // Without credentials only the public card is served, and what is hidden looks like what does not exist.
     let service = &admin.service;
@@ -604,6 +713,8 @@ async fn organisations_never_see_each_others_agents_and_tasks(pool: PgPool) {
     assert_eq!(viewer.rpc("one", "CancelTask", &json!({"id": ids[0]})).await.error(403)["code"], "forbidden");
     assert_eq!(viewer.rpc("one", "GetTask", &json!({"id": ids[0]})).await.expect(200)["result"]["id"], ids[0]);
     assert_eq!(viewer.send("GET", &card("one"), &json!(null)).await.error(403)["code"], "forbidden");
+    let watcher = Member::new(&admin, "two", "viewer").await;
+    assert_eq!(watcher.send("GET", &card("two"), &json!(null)).await.expect(200)["name"], "flow");
     let bound = json!({"name": "bound", "role": "operator", "organization_id": "one", "workflows": ["another"]});
     let bound = Member { service, key: admin.key(&bound).await.0, organization: "one" };
     assert_eq!(bound.rpc("one", "GetTask", &json!({"id": ids[0]})).await.error(404)["code"], "workflow_not_found");

@@ -189,6 +189,15 @@ async fn clients_of_the_newest_revision_and_older_ones_are_served_without_sessio
     assert_eq!((answer.status.as_u16(), answer.text.as_str()), (202, ""));
     assert_eq!(Client::legacy().result(&service, "ping", &json!({})).await, json!({}));
     assert_eq!(names(&Client::legacy().result(&service, "tools/list", &json!({})).await), FIXED);
+    // A client that has not declared tasks has none.
+    for method in ["tasks/get", "tasks/update", "tasks/cancel"] {
+        let refused = client.send(&service, method, &json!({"taskId": "x"})).await.expect(400);
+        assert_eq!(
+            (&refused["error"]["code"], &refused["error"]["data"]["requiredCapabilities"]),
+            (&json!(-32021), &json!({"extensions": {"io.modelcontextprotocol/tasks": {}}})),
+            "{method}: {refused}"
+        );
+    }
     let unknown = Client::legacy().send(&service, "tasks/get", &json!({"taskId": "x"})).await.expect(200);
     assert_eq!(unknown["error"]["code"], -32601);
     for method in ["GET", "DELETE"] {
@@ -246,6 +255,32 @@ async fn a_tool_runs_its_workflow_and_returns_the_output(pool: PgPool) {
     assert_eq!(reused["isError"], true);
     let result = Client::legacy().tool(service, "shout_it", &json!({"text": "old"})).await;
     assert_eq!(result["structuredContent"]["text"], "OLD");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_trace_in_the_metadata_of_a_call_goes_on_to_the_agent_unless_a_header_has_one(pool: PgPool) {
+    let (agent, url) = Agent::start(shouting).await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    let service = &world.service;
+    put(service, "shout", &shout("shout_it")).await;
+    let trace = |digit: &str| format!("00-{}-00f067aa0ba902b7-01", digit.repeat(32));
+    for (number, (in_meta, in_header, expected)) in [
+        (json!(trace("a")), None, Some("a")),
+        (json!(trace("a")), Some("b"), Some("b")),
+        (json!("nonsense"), None, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let headers = in_header.map(|digit| ("traceparent", trace(digit))).into_iter().collect();
+        let client = Client { meta: json!({"traceparent": in_meta}), headers, ..Client::default() };
+        client.tool(service, "shout_it", &json!({"text": "hello"})).await;
+        let calls = agent.calls();
+        assert_eq!(calls.len(), number + 1);
+        let sent = calls[number].headers.get("traceparent").map(|header| header.to_str().expect("text").to_owned());
+        let ids = sent.as_deref().map(|sent| sent.split('-').nth(1).expect("the id of a trace"));
+        assert_eq!(ids, expected.map(|digit| digit.repeat(32)).as_deref(), "{in_meta} {in_header:?}: {sent:?}");
+    }
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -364,10 +399,18 @@ async fn an_approval_is_asked_of_the_user_and_never_given_by_itself(pool: PgPool
     assert_eq!((&got["status"], &got["result"]["isError"]), (&json!("completed"), &json!(true)), "{got}");
 
     // Others answer by a tool.
-    for client in [Client::default(), Client::legacy()] {
+    let only_tasks = Client::with(json!({"extensions": {"io.modelcontextprotocol/tasks": {}}}));
+    for client in [Client::default(), Client::legacy(), only_tasks] {
         let result = client.tool(service, "run_start", &json!({"workflow": "ask"})).await;
-        assert!(said(&result).contains("approval_answer"), "{result}");
+        assert!(said(&result).contains("approval_answer") && said(&result).contains("Is it fine?"), "{result}");
         let id = result["structuredContent"]["run_id"].clone();
+        if !client.capabilities.is_null() {
+            // It may look at the task all the same.
+            let task = client.result(service, "tasks/get", &json!({"taskId": id})).await;
+            let message = task["statusMessage"].as_str().expect("a message");
+            assert!(task["status"] == "working" && task.get("inputRequests").is_none(), "{task}");
+            assert!(message.contains("approval_answer") && message.contains("Is it fine?"), "{message}");
+        }
         let run = client.tool(service, "run_get", &json!({"run_id": id})).await["structuredContent"].clone();
         assert_eq!(
             (&run["status"], &run["questions"][0]["question"]),
@@ -386,6 +429,37 @@ async fn an_approval_is_asked_of_the_user_and_never_given_by_itself(pool: PgPool
         assert_eq!(ended["structuredContent"]["output"]["comment"], "fine", "{ended}");
         assert_eq!(client.tool(service, "approval_answer", &arguments).await["isError"], true);
     }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_approval_in_a_sub_workflow_is_asked_and_answered_by_the_run_around_it(pool: PgPool) {
+    let world = World::start(&pool, &[]).await;
+    let service = &world.service;
+    put(service, "inner", &approval()).await;
+    let step = json!({"id": "call", "type": "sub_workflow", "sub_workflow_config": {"workflow_name": "inner"}});
+    put(service, "outer", &json!({"start_step": "call", "steps": {"call": step}, "expose": {"mcp": {}}})).await;
+    let result = Client::default().tool(service, "outer", &json!({})).await;
+    assert!(said(&result).contains("Is it fine?"), "{result}");
+    let id = result["structuredContent"]["run_id"].clone();
+    let run = Client::default().tool(service, "run_await", &json!({"run_id": id})).await["structuredContent"].clone();
+    let inner = service.get("/api/v1/runs?workflow_name=inner").await.expect(200)["items"][0]["run_id"].clone();
+    assert_eq!((&run["status"], &run["questions"][0]["sub_run_id"]), (&json!("WAITING_FOR_ANSWER"), &inner), "{run}");
+    let listed = Client::default().tool(service, "runs_list", &json!({"workflow": "outer"})).await;
+    assert_eq!(listed["structuredContent"]["runs"][0]["is_waiting"], true);
+    let question_id = &run["questions"][0]["question_id"];
+    let arguments = json!({"run_id": id, "question_id": question_id, "approved": true, "comment": "fine"});
+    assert_eq!(Client::default().tool(service, "approval_answer", &arguments).await["isError"], false);
+    let ended = Client::default().tool(service, "run_await", &json!({"run_id": id})).await;
+    assert_eq!(ended["structuredContent"]["output"]["comment"], "fine", "{ended}");
+
+    let forms = Client::with(json!({"elicitation": {}}));
+    let asked = forms.tool(service, "outer", &json!({})).await;
+    let key = asked["inputRequests"].as_object().expect("requests").keys().next().expect("one").clone();
+    let response = json!({key: {"action": "accept", "content": {"approved": true, "comment": "yes"}}});
+    let answer =
+        json!({"name": "outer", "arguments": {}, "requestState": asked["requestState"], "inputResponses": response});
+    let ended = forms.result(service, "tools/call", &answer).await;
+    assert_eq!(ended["structuredContent"]["comment"], "yes", "{ended}");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -433,7 +507,8 @@ async fn workflows_are_found_and_runs_listed_for_the_organisation_of_the_caller_
         ("tasks/cancel", json!({"taskId": id})),
         ("tasks/update", json!({"taskId": id, "inputResponses": {}})),
     ] {
-        let answer = two.send(service, method, &params).await.expect(200);
+        let tasks = json!({"extensions": {"io.modelcontextprotocol/tasks": {}}});
+        let answer = Client { capabilities: tasks, ..two.clone() }.send(service, method, &params).await.expect(200);
         assert_eq!(answer["error"]["code"], -32602, "{method}: {answer}");
     }
     // A viewer sees and does what it may by the REST API.

@@ -114,7 +114,7 @@ pub async fn find(app: &App, caller: &Caller, run_id: &str) -> Result<TaskRow, A
     row.filter(is_bound).ok_or_else(ApiError::run_not_found)
 }
 
-/// What the run waits for.
+/// What the run and its sub-runs wait for.
 pub async fn questions(app: &App, caller: &Caller, run_id: &str) -> Result<Vec<Question>, ApiError> {
     let (pool, organization, run_id) = (app.pool.clone(), caller.organization().clone(), run_id.to_owned());
     let limits = (MAX_QUESTIONS, MAX_QUESTION_BYTES);
@@ -122,8 +122,8 @@ pub async fn questions(app: &App, caller: &Caller, run_id: &str) -> Result<Vec<Q
     Ok(db::bounded(async move { waits::questions(&pool, &organization, &run_id, limits).await }).await?)
 }
 
-/// Waits until the run has ended or waits for an answer itself, and at most so long. Returns the run as it is then, and
-/// the time. The run is returned as it was if it cannot be read at the moment, or if the caller's credentials are no
+/// Waits until the run has ended or waits for an answer itself or by a sub-run, and at most so long. Returns the run as it
+/// is then, and the time. The run is returned as it was if it cannot be read at the moment, or if the caller's credentials are no
 /// longer valid.
 pub async fn until_settled(
     app: &App,
@@ -162,6 +162,50 @@ pub async fn until_settled(
         }
     }
     (latest, app.clock.since(started))
+}
+
+/// Reason why an answer is for no question.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoQuestion {
+    /// There is none of that name.
+    Missing,
+    /// Several steps ask: these.
+    SeveralSteps(String),
+    /// A step asks several questions, in branches, iterations or sub-runs: these.
+    SeveralOfStep(String),
+}
+
+/// The question that an answer is for: the only one, the only one of that step, or that of that name.
+pub fn chosen<'a>(
+    questions: &'a [Question],
+    step_id: Option<&str>,
+    name: Option<&str>,
+) -> Result<&'a Question, NoQuestion> {
+    let matching: Vec<&Question> = questions
+        .iter()
+        .filter(|question| step_id.is_none_or(|step_id| question.step_id == step_id))
+        .filter(|question| name.is_none_or(|name| question.name() == name))
+        .collect();
+    match matching.as_slice() {
+        [] => Err(NoQuestion::Missing),
+        [only] => Ok(only),
+        [first, rest @ ..] if rest.iter().all(|question| question.step_id == first.step_id) => {
+            let names: Vec<String> = matching.iter().map(|question| question.name()).collect();
+            Err(NoQuestion::SeveralOfStep(names.join(", ")))
+        }
+        several => {
+            let mut steps: Vec<&str> = several.iter().map(|question| question.step_id.as_str()).collect();
+            steps.sort_unstable();
+            steps.dedup();
+            Err(NoQuestion::SeveralSteps(steps.join(", ")))
+        }
+    }
+}
+
+/// Id of the sub-run that asks, if it is not the run itself.
+#[must_use]
+pub fn sub_run<'a>(question: &'a Question, run_id: &str) -> Option<&'a str> {
+    Some(question.run_id.as_str()).filter(|asking| *asking != run_id)
 }
 
 /// Answers a question on behalf of the caller. A repeat with the same key changes nothing.

@@ -38,7 +38,7 @@ use crate::{
     },
     input::{self, FieldError},
     run::{Level, RunStatus},
-    run_poller::Subscription,
+    run_poller::{Interest, Subscription},
     timestamp::Timestamp,
     visible,
 };
@@ -359,7 +359,7 @@ pub async fn stream_events(
     let seen = Seen::read(&headers, &query).ok_or_else(unknown_id)?;
     caller.must_see_run(&app, &run_id).await?;
     // Subscribed before the first read, so that no entry between the two is missed.
-    let watch = app.waiting.watch(&run_id, caller.owners()).map_err(|exhausted| {
+    let watch = app.waiting.watch(&run_id, Interest::Run, caller.owners()).map_err(|exhausted| {
         ApiError::exhausted(
             exhausted,
             "too_many_streams",

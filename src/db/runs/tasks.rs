@@ -5,13 +5,16 @@ use sqlx::{AssertSqlSafe, PgExecutor, types::Json};
 
 use crate::{access::OrganizationId, db::Error, timestamp::Timestamp};
 
-/// SQL condition on a row of `workflow_runs`: one of its steps waits for an answer.
+/// SQL condition on a row of `workflow_runs`: one of its steps, or of those of its sub-runs, waits for an answer.
 macro_rules! waiting {
     () => {
-        "(status = 'RUNNING' AND EXISTS (
-            SELECT FROM step_waits w JOIN step_executions s ON s.id = w.attempt_id AND s.status = 'PENDING'
-            WHERE w.run_id = workflow_runs.run_id AND w.token IS NOT NULL AND w.answered_at IS NULL
-                AND coalesce(w.due_at > now(), true)))"
+        concat!(
+            "(status = 'RUNNING' AND EXISTS (WITH RECURSIVE ",
+            $crate::db::family::family!("SELECT workflow_runs.run_id"),
+            "SELECT ",
+            $crate::db::family::questions_of_family!(),
+            "))"
+        )
     };
 }
 
@@ -34,7 +37,7 @@ pub struct TaskRow {
     pub updated_at: Timestamp,
     /// Reason of its failure or cancellation, cut at 4000 characters.
     pub error_message: Option<String>,
-    /// Whether one of its steps waits for an answer.
+    /// Whether one of its steps, or of those of its sub-runs, waits for an answer.
     pub is_waiting: bool,
 }
 

@@ -210,10 +210,18 @@ fn card(
     })
 }
 
+/// The agent that the path names, if everybody may see its card.
+async fn public_agent(app: &App, path: &AgentPath) -> Result<Option<ExposedWorkflow>, ApiError> {
+    let Ok(organization) = OrganizationId::parse(&path.organization) else { return Ok(None) };
+    let found = db::exposed::agent(&app.pool, &organization, &path.workflow).await?;
+    let found = found.filter(|workflow| workflow.expose.0.public_card);
+    Ok(if found.is_some() && app.organizations.is_active(&organization).await? { found } else { None })
+}
+
 /// Get the agent card of a workflow
 ///
 /// The card by which A2A clients, of 1.0 and of 0.3, find out how to call the workflow as an agent. Without credentials it
-/// is served only if the workflow has `expose.public_card`.
+/// is served only if the workflow has `expose.public_card`; such a card is served to everybody.
 #[utoipa::path(
     get, path = "/a2a/{organization}/{workflow}/.well-known/agent-card.json", tag = "agents of workflows",
     params(
@@ -235,19 +243,20 @@ pub async fn get_agent_card(
     path: AgentPath,
     if_none_match: IfNoneMatch,
 ) -> Result<Response, ApiError> {
-    let (workflow, is_public) = if caller.proof == Proof::Address {
+    let own = if caller.proof == Proof::Address {
         // What is not public cannot be told from what does not exist.
-        let hidden = || ApiError::unauthorized("A bearer token or an API key is required");
-        let organization = OrganizationId::parse(&path.organization).map_err(|_| hidden())?;
-        let found = db::exposed::agent(&app.pool, &organization, &path.workflow).await?;
-        let found = found.filter(|workflow| workflow.expose.0.public_card).ok_or_else(hidden)?;
-        if !app.organizations.is_active(&organization).await? {
-            return Err(hidden());
-        }
-        (found, true)
+        Err(ApiError::unauthorized("A bearer token or an API key is required"))
     } else {
-        caller.must(Permission::RunsWrite)?;
-        (find_agent(&app, &caller, &path).await?, caller.proof == Proof::Nothing)
+        match caller.must(Permission::RunsWrite) {
+            Ok(()) => find_agent(&app, &caller, &path).await,
+            Err(refusal) => Err(refusal),
+        }
+    };
+    let (workflow, is_public) = match own {
+        Ok(workflow) => (workflow, caller.proof == Proof::Nothing),
+        // Credentials never hide what anybody may see.
+        Err(refusal) if refusal.status().is_client_error() => (public_agent(&app, &path).await?.ok_or(refusal)?, true),
+        Err(error) => return Err(error),
     };
     let organization = OrganizationId::stored(&path.organization);
     let text = card(&app.config, &organization, &workflow);

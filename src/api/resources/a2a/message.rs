@@ -34,6 +34,8 @@ pub struct Message {
     pub task_id: Option<String>,
     /// Id of the step that it answers, if the task waits for several.
     pub step_id: Option<String>,
+    /// Id of the question that it answers, if a step asks several.
+    pub question_id: Option<String>,
     /// SHA-256 of its text.
     pub fingerprint: Vec<u8>,
     /// Text of its text parts.
@@ -67,10 +69,11 @@ impl Sending {
             let user = version.user_role();
             node.parsed(|role| if role == user { Ok(()) } else { Err(format!("must be {user:?}")) })
         });
-        let step_id = message.nullable("metadata", &mut errors, |node| {
-            let mut errors = Vec::new();
-            let step_id = node.object()?.nullable("step_id", &mut errors, |node| node.string(ID_CHARS));
-            if errors.is_empty() { Ok(step_id) } else { Err(errors) }
+        let named = message.nullable("metadata", &mut errors, |node| {
+            let (mut errors, metadata) = (Vec::new(), node.object()?);
+            let mut id = |name| metadata.nullable(name, &mut errors, |node| node.string(ID_CHARS));
+            let named = (id("step_id"), id("question_id"));
+            if errors.is_empty() { Ok(named) } else { Err(errors) }
         });
         let parts = message.required("parts", &mut errors, parts);
         let configuration = member(params, "configuration").filter(|raw| raw.get() != "null");
@@ -93,8 +96,10 @@ impl Sending {
         }
         let given = |id: Option<String>| id.filter(|id| !id.is_empty());
         let fingerprint = Sha256::digest(raw.get()).to_vec();
-        let (context_id, task_id, step_id) = (given(context_id), given(task_id), given(step_id.flatten()));
-        let message = Message { id, context_id, task_id, step_id, fingerprint, text, data };
+        let (step_id, question_id) = named.unwrap_or_default();
+        let (context_id, task_id) = (given(context_id), given(task_id));
+        let (step_id, question_id) = (given(step_id), given(question_id));
+        let message = Message { id, context_id, task_id, step_id, question_id, fingerprint, text, data };
         Ok(Self { message, is_blocking, wants_history })
     }
 }
@@ -213,6 +218,7 @@ mod tests {
 
     fn question(is_approval: bool) -> Question {
         Question {
+            run_id: "r".to_owned(),
             step_id: "s".to_owned(),
             attempt_id: "a".to_owned(),
             token: "t".to_owned(),

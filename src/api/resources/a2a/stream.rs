@@ -25,8 +25,8 @@ use crate::{
         },
         vocabulary::{caller::RECHECK_CALLER, error::ApiError, json_rpc},
     },
-    db::{self, events, runs::TaskRow},
-    run_poller::Subscription,
+    db::{self, events, runs::TaskRow, waits::Question},
+    run_poller::{Interest, Subscription},
 };
 
 /// Interval of keep-alive comments: shorter than the time-outs of proxies.
@@ -50,6 +50,8 @@ struct TaskStream {
     /// Whether there may be entries that are not read yet.
     has_more: bool,
     checked_at: std::time::Instant,
+    /// Names of the questions that the last status has shown.
+    asked: Vec<String>,
 }
 
 impl AgentCall {
@@ -74,17 +76,17 @@ impl AgentCall {
 
     async fn open(self, row: TaskRow, ends_at_question: bool) -> Result<Response, Failure> {
         // Subscribed before the first read, so that no change between the two is missed.
-        let watch = self.app.waiting.watch(&row.run_id, self.caller.owners()).map_err(refusal)?;
+        let watch = self.app.waiting.watch(&row.run_id, Interest::Family, self.caller.owners()).map_err(refusal)?;
         let row = self.task(&row.run_id).await.unwrap_or(row);
         let seen = last_entry(&self, &row.run_id).await;
         let run = self.bounded(row).await?;
         let state = run.state();
         let is_last = state.is_terminal() || (ends_at_question && state == State::Waiting);
         let events = [self.version.started(&run, self.output(&run), None)].into();
-        let checked_at = self.app.clock.instant();
-        let row = run.row;
+        let (checked_at, asked) = (self.app.clock.instant(), names(&run));
+        let (row, has_more) = (run.row, false);
         let stream =
-            TaskStream { call: self, row, watch, seen, events, ends_at_question, is_last, has_more: false, checked_at };
+            TaskStream { call: self, row, watch, seen, events, ends_at_question, is_last, has_more, checked_at, asked };
         let events = stream::unfold(stream, |mut stream| async move { Some((stream.next().await?, stream)) });
         let events = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
         Ok(([(ACCEL_BUFFERING, HeaderValue::from_static("no"))], events).into_response())
@@ -117,6 +119,11 @@ async fn last_entry(call: &AgentCall, run_id: &str) -> i32 {
     let (pool, run_id) = (call.app.pool.clone(), run_id.to_owned());
     let read = db::bounded(async move { events::rest(&pool, &run_id, i32::MAX, 1).await }).await;
     read.ok().flatten().map_or(0, |tail| tail.last)
+}
+
+/// Names of the questions that a run waits for.
+fn names(run: &ExposedRun) -> Vec<String> {
+    run.questions.iter().map(Question::name).collect()
 }
 
 fn refusal(exhausted: crate::permits::Exhausted) -> ApiError {
@@ -178,10 +185,8 @@ impl TaskStream {
         let is_whole = i64::try_from(tail.rows.len()).is_ok_and(|count| count < CHUNK);
         self.has_more = !is_whole || tail.status != row.status;
         let version = self.call.version;
-        let mut is_asked = State::of(&self.row) != State::Waiting;
         for entry in tail.rows {
             self.seen = entry.seq;
-            is_asked |= entry.kind == "attempt.waiting";
             let (seq, at, kind) = (entry.seq, entry.at, entry.kind.clone());
             // These are the events that follow.
             if !matches!(kind.as_str(), "run.completed" | "run.failed" | "run.cancelled") {
@@ -191,8 +196,10 @@ impl TaskStream {
         }
         self.row = row;
         let state = State::of(&self.row);
-        if !self.has_more && (state.is_terminal() || (state == State::Waiting && is_asked)) {
+        if !self.has_more && (state.is_terminal() || state == State::Waiting) {
             match self.call.bounded(self.row.clone()).await {
+                // What was asked before goes on to wait.
+                Ok(run) if !state.is_terminal() && names(&run).iter().all(|name| self.asked.contains(name)) => {}
                 Ok(run) => self.finish(&run),
                 // The stream is closed without an end, so the client asks again.
                 Err(_) => self.is_last = true,
@@ -206,6 +213,7 @@ impl TaskStream {
         let (version, state) = (self.call.version, run.state());
         self.events.extend(version.artifact_event(&run.row, self.call.output(run)));
         self.is_last = state.is_terminal() || (self.ends_at_question && state == State::Waiting);
+        self.asked = names(run);
         let status = version.status(&run.row, &run.questions);
         self.events.push_back(version.status_event(&run.row, &status, self.is_last));
     }

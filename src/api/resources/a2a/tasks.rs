@@ -16,7 +16,7 @@ use crate::{
     actions::cancel_run::cancel_run,
     api::{
         resources::{
-            exposed_run::{self, ExposedRun, State},
+            exposed_run::{self, ExposedRun, NoQuestion, State},
             runs::wire::Run,
             workflows::execute::{self, NewRun},
         },
@@ -134,26 +134,30 @@ impl AgentCall {
             return if is_repeat { Ok(row) } else { Err(reused().into()) };
         }
         let questions = exposed_run::questions(&self.app, &self.caller, task_id).await?;
-        let question = match (&message.step_id, questions.as_slice()) {
-            (_, []) => {
-                let text = if State::of(&row).is_terminal() {
-                    "The task has ended and accepts no more messages"
-                } else {
-                    "The task waits for no answer at the moment"
-                };
-                return Err(A2aError::UnsupportedOperation.with(text, &[("taskId", task_id)]).into());
-            }
-            (None, [only]) => only,
-            (Some(step_id), several) => several
-                .iter()
-                .find(|question| question.step_id == *step_id)
-                .ok_or_else(|| invalid_param("message.metadata.step_id", "no step with this id waits for an answer"))?,
-            (None, several) => {
-                let steps: Vec<_> = several.iter().map(|question| question.step_id.as_str()).collect();
-                let text = format!("the task has several questions: name one of the steps {}", steps.join(", "));
-                return Err(invalid_param("message.metadata.step_id", &text).into());
-            }
-        };
+        if questions.is_empty() {
+            let text = if State::of(&row).is_terminal() {
+                "The task has ended and accepts no more messages"
+            } else {
+                "The task waits for no answer at the moment"
+            };
+            return Err(A2aError::UnsupportedOperation.with(text, &[("taskId", task_id)]).into());
+        }
+        let (step_id, question_id) = (message.step_id.as_deref(), message.question_id.as_deref());
+        let question = exposed_run::chosen(&questions, step_id, question_id).map_err(|none| {
+            let (member, text) = match none {
+                NoQuestion::Missing if question_id.is_some() => {
+                    ("question_id", "no question with this id waits for an answer".to_owned())
+                }
+                NoQuestion::Missing => ("step_id", "no step with this id waits for an answer".to_owned()),
+                NoQuestion::SeveralSteps(ids) => {
+                    ("step_id", format!("the task has several questions: name one of the steps {ids}"))
+                }
+                NoQuestion::SeveralOfStep(ids) => {
+                    ("question_id", format!("the step has several questions: name one of {ids}"))
+                }
+            };
+            invalid_param(&format!("message.metadata.{member}"), &text)
+        })?;
         let answer = message.answer_to(question)?;
         exposed_run::answer(&self.app, &self.caller, question, &answer, key.as_ref()).await?;
         self.task(task_id).await

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::version::Version;
 use crate::{
-    api::resources::exposed_run::{ExposedRun, State, answer_schema, question_text, role},
+    api::resources::exposed_run::{ExposedRun, State, answer_schema, question_text, role, sub_run},
     db::{runs::TaskRow, waits::Question},
     input::{member, members, object_of, text, to_raw},
     timestamp::Timestamp,
@@ -209,10 +209,13 @@ impl Version {
     }
 
     /// Parts of a message with questions: for each its text, and its data.
-    fn questions(self, questions: &[Question]) -> Vec<Part> {
+    fn questions(self, run_id: &str, questions: &[Question]) -> Vec<Part> {
         #[derive(Serialize)]
         struct Asked<'a> {
+            question_id: String,
             step_id: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            sub_run_id: Option<&'a str>,
             is_approval: bool,
             role: Option<String>,
             expires_at: Option<Timestamp>,
@@ -222,6 +225,8 @@ impl Version {
         }
         let parts = |question: &Question| {
             let asked = Asked {
+                question_id: question.name(),
+                sub_run_id: sub_run(question, run_id),
                 step_id: &question.step_id,
                 is_approval: question.approval.is_some(),
                 role: role(question),
@@ -240,7 +245,7 @@ impl Version {
     pub fn status(self, row: &TaskRow, questions: &[Question]) -> Status {
         let state = State::of(row);
         let parts = match (state, &row.error_message) {
-            (State::Waiting, _) => self.questions(questions),
+            (State::Waiting, _) => self.questions(&row.run_id, questions),
             (State::Failed | State::Cancelled, Some(error)) => vec![self.text(error.clone())],
             _ => Vec::new(),
         };

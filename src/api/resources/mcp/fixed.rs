@@ -13,7 +13,7 @@ use crate::{
     access::Permission,
     actions::cancel_run::cancel_run,
     api::{
-        resources::exposed_run::{self, ExposedRun},
+        resources::exposed_run::{self, ExposedRun, NoQuestion},
         vocabulary::{
             caller::Caller,
             cursor::{ListQuery, ListRequest},
@@ -65,7 +65,7 @@ pub static TOOLS: [Fixed; 7] = [
     Fixed {
         name: "approval_answer",
         description: "Answers a question of a run that waits. Only with the decision of the user.",
-        schema: r#"{"type":"object","required":["run_id"],"additionalProperties":false,"properties":{"run_id":{"type":"string"},"step_id":{"type":"string","description":"Needed if several steps wait"},"approved":{"type":"boolean","description":"Of an approval: the decision"},"comment":{"type":"string","maxLength":2000},"answer":{"type":"object","description":"Of another question: the answer"}}}"#,
+        schema: r#"{"type":"object","required":["run_id"],"additionalProperties":false,"properties":{"run_id":{"type":"string"},"step_id":{"type":"string","description":"Needed if several steps wait"},"question_id":{"type":"string","description":"Needed if a step asks several questions"},"approved":{"type":"boolean","description":"Of an approval: the decision"},"comment":{"type":"string","maxLength":2000},"answer":{"type":"object","description":"Of another question: the answer"}}}"#,
         needs: Permission::RunsWrite,
         names_object: true,
         is_read_only: false,
@@ -264,11 +264,12 @@ impl McpCall {
     }
 
     async fn answer_approval(&mut self, arguments: &RawValue) -> Result<Box<RawValue>, ApiError> {
-        let known = ["run_id", "step_id", "approved", "comment", "answer"];
-        let (run_id, step_id, approved, comment, answer) = read(arguments, &known, |object, errors| {
+        let known = ["run_id", "step_id", "question_id", "approved", "comment", "answer"];
+        let (run_id, step_id, question_id, approved, comment, answer) = read(arguments, &known, |object, errors| {
             (
                 object.required("run_id", errors, id),
                 object.nullable("step_id", errors, id),
+                object.nullable("question_id", errors, id),
                 object.nullable("approved", errors, Node::boolean),
                 object.nullable("comment", errors, |node| node.string(0..=2000)),
                 object.nullable("answer", errors, Node::free_object),
@@ -276,18 +277,19 @@ impl McpCall {
         })?;
         let row = exposed_run::find(&self.app, &self.caller, &run_id.unwrap_or_default()).await?;
         let questions = exposed_run::questions(&self.app, &self.caller, &row.run_id).await?;
-        let question = match (&step_id, questions.as_slice()) {
-            (None, [only]) => Some(only),
-            (None, []) => None,
-            (None, several) => {
-                let steps: Vec<_> = several.iter().map(|question| question.step_id.as_str()).collect();
-                let text = format!("several steps wait: one of {}", steps.join(", "));
-                return Err(FieldError::rule("arguments.step_id", text).into());
+        let question = exposed_run::chosen(&questions, step_id.as_deref(), question_id.as_deref());
+        let question = question.map_err(|none| match none {
+            NoQuestion::Missing => {
+                ApiError::bad_request("no_question", "The run waits for no such answer at the moment")
             }
-            (Some(step_id), several) => several.iter().find(|question| question.step_id == *step_id),
-        };
-        let none = || ApiError::bad_request("no_question", "The run waits for no such answer at the moment");
-        let question = question.ok_or_else(none)?;
+            NoQuestion::SeveralSteps(ids) => {
+                FieldError::rule("arguments.step_id", format!("several steps wait: one of {ids}")).into()
+            }
+            NoQuestion::SeveralOfStep(ids) => {
+                FieldError::rule("arguments.question_id", format!("the step asks several questions: one of {ids}"))
+                    .into()
+            }
+        })?;
         let answer = match (question.approval.is_some(), approved, answer) {
             (true, Some(approved), None) => {
                 let (approved, comment) = (to_raw(&approved), comment.map(|comment| to_raw(&comment)));

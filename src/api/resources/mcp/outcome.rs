@@ -7,15 +7,17 @@ use serde_json::value::RawValue;
 use super::{Failure, McpCall, OUTPUT_URI_END, OUTPUT_URI_START, elicitation, protocol::Client};
 use crate::{
     api::{
-        resources::exposed_run::{self, ExposedRun, State, answer_schema, question_text, role},
+        resources::exposed_run::{self, ExposedRun, State, answer_schema, question_text, role, sub_run},
         vocabulary::{app::App, caller::Caller, error::ApiError},
     },
-    input::{object_of, to_raw},
+    input::{object_of, shorten_to, to_raw},
     timestamp::Timestamp,
 };
 
 /// Maximum bytes of an output in a result. A larger one is a resource of its own.
 const MAX_OUTPUT_BYTES: usize = 50_000;
+/// Maximum characters of a question in a text. The tools about runs have the whole one.
+const MAX_QUESTION_CHARS: usize = 2000;
 
 /// Run in the result of a tool.
 #[derive(Serialize)]
@@ -38,6 +40,9 @@ struct Summary<'a> {
 /// Question in the result of a tool.
 #[derive(Serialize)]
 struct Asked<'a> {
+    question_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sub_run_id: Option<&'a str>,
     step_id: &'a str,
     question: String,
     is_approval: bool,
@@ -159,6 +164,8 @@ pub fn run_result(client: Client, run: &ExposedRun) -> Box<RawValue> {
             .questions
             .iter()
             .map(|question| Asked {
+                question_id: question.name(),
+                sub_run_id: sub_run(question, &row.run_id),
                 step_id: &question.step_id,
                 question: asked(question),
                 is_approval: question.approval.is_some(),
@@ -192,6 +199,20 @@ pub fn ended_result(client: Client, run: &ExposedRun) -> Box<RawValue> {
     }
 }
 
+/// What a client without forms is told about a run that waits: the questions, and how they are answered.
+#[must_use]
+pub fn waits_text(run: &ExposedRun) -> String {
+    let questions = run.questions.iter().map(|question| {
+        let text = question_text(question);
+        shorten_to(&text, MAX_QUESTION_CHARS).into_owned()
+    });
+    format!(
+        "The run {} waits for an answer. Ask the user, and give the answer by approval_answer. {}",
+        run.row.run_id,
+        questions.collect::<Vec<_>>().join(" | ")
+    )
+}
+
 impl McpCall {
     /// Result of a tool that has started a run: its end, a task, a question to the user, or the word to await it.
     pub(super) async fn outcome(&self, run: &ExposedRun) -> Result<Box<RawValue>, Failure> {
@@ -199,19 +220,16 @@ impl McpCall {
         if state.is_terminal() {
             return Ok(ended_result(client, run));
         }
-        if client.has_tasks {
+        let is_told = state == State::Waiting && !client.has_forms;
+        // Nobody would look at a task that only the tool can bring on.
+        if client.has_tasks && !is_told {
             return Ok(self.task_result("task", run));
         }
         if state == State::Waiting && client.has_forms {
             return self.input_required(run).await;
         }
-        let text = if state == State::Waiting {
-            let questions: Vec<_> = run.questions.iter().map(question_text).collect();
-            format!(
-                "The run {} waits for an answer. Ask the user, and give the answer by approval_answer. {}",
-                run.row.run_id,
-                questions.join(" | ")
-            )
+        let text = if is_told {
+            waits_text(run)
         } else {
             format!("The run {} goes on. Await its end by run_await.", run.row.run_id)
         };

@@ -1,22 +1,41 @@
 //! Runs as tasks of the extension for calls that take longer.
 
-use serde_json::value::RawValue;
+use http::StatusCode;
+use serde_json::{json, value::RawValue};
 
-use super::{Failure, McpCall, elicitation::input_requests, invalid, outcome::ended_result};
+use super::{
+    Failure, McpCall,
+    elicitation::input_requests,
+    invalid,
+    outcome::{ended_result, waits_text},
+};
 use crate::{
     access::Permission,
     actions::cancel_run::{CancelRunError, cancel_run},
     api::{
         resources::exposed_run::{self, ExposedRun, State},
-        vocabulary::error::ApiError,
+        vocabulary::{error::ApiError, json_rpc::RpcError},
     },
     input::{member, text, to_raw},
+    mcp::{MISSING_CAPABILITY, TASKS},
 };
 
 /// Time after which a client should ask again, in milliseconds.
 const POLL_MS: u32 = 1000;
 
+/// Error for a client that has not declared the extension.
+fn undeclared() -> Failure {
+    let error = RpcError::new(MISSING_CAPABILITY, format!("The client should declare the extension {TASKS}"));
+    let required = json!({"requiredCapabilities": {"extensions": {TASKS: {}}}});
+    Failure::Rpc((StatusCode::BAD_REQUEST, error.with_data(&required)))
+}
+
 impl McpCall {
+    /// Refuses a method of the extension unless the client has declared it in this request.
+    fn must_have_tasks(&self) -> Result<(), Failure> {
+        if self.client.has_tasks { Ok(()) } else { Err(undeclared()) }
+    }
+
     /// Id in the parameters.
     fn task_id(&self) -> Result<String, Failure> {
         member(&self.call.params, "taskId").and_then(text).ok_or_else(|| invalid("`taskId` should be a text"))
@@ -44,13 +63,14 @@ impl McpCall {
             State::Cancelled => "cancelled",
         };
         let message = match run.state() {
-            State::Waiting => Some("The run waits for an answer"),
-            State::Failed => Some("The run has failed"),
-            _ => row.error_message.as_deref(),
+            State::Waiting if !self.client.has_forms => Some(waits_text(run)),
+            State::Waiting => Some("The run waits for an answer".to_owned()),
+            State::Failed => Some("The run has failed".to_owned()),
+            _ => row.error_message.clone(),
         };
         let requests = is_asked.then(|| input_requests(&run.questions));
         let result = (status == "completed" && kind != "task").then(|| ended_result(self.client, run));
-        let (task_id, status, message) = (to_raw(&row.run_id), to_raw(status), message.map(to_raw));
+        let (task_id, status, message) = (to_raw(&row.run_id), to_raw(status), message.as_deref().map(to_raw));
         let (created, updated, poll) = (to_raw(&row.created_at), to_raw(&row.updated_at), to_raw(&POLL_MS));
         let fixed = [
             ("taskId", &*task_id),
@@ -72,11 +92,13 @@ impl McpCall {
     }
 
     pub(super) async fn get_task(&self) -> Result<Box<RawValue>, Failure> {
+        self.must_have_tasks()?;
         self.caller.must(Permission::RunsRead)?;
         Ok(self.task_result("complete", &self.named_task().await?))
     }
 
     pub(super) async fn update_task(&self) -> Result<Box<RawValue>, Failure> {
+        self.must_have_tasks()?;
         self.caller.must(Permission::RunsWrite)?;
         let run = self.named_task().await?;
         self.give_answers(&run.row.run_id).await?;
@@ -85,6 +107,7 @@ impl McpCall {
 
     /// Cancels the run. One that has ended meanwhile stays as it is.
     pub(super) async fn cancel_task(&self) -> Result<Box<RawValue>, Failure> {
+        self.must_have_tasks()?;
         self.caller.must(Permission::RunsWrite)?;
         let run = self.named_task().await?;
         let context = self.caller.context(&self.app);
