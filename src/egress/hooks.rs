@@ -1,7 +1,11 @@
 //! Client for the deliveries of webhooks. Names are checked where they are resolved, as for all calls; plain `http` leads
 //! only to addresses that `EGRESS_ALLOW` lists.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::Method;
 use reqwest::{
@@ -27,9 +31,15 @@ pub struct Hooks {
 impl Hooks {
     /// Builds a client that reaches public addresses with TLS, and those of `allow` with and without.
     pub fn new(allow: &Arc<Allow>) -> reqwest::Result<Self> {
+        Self::with(allow, &(Arc::new(System) as Arc<dyn Resolve>))
+    }
+
+    /// As [`Hooks::new`], with another way to find the addresses of a name. What it finds is checked all the same.
+    pub fn with(allow: &Arc<Allow>, names: &Arc<dyn Resolve>) -> reqwest::Result<Self> {
         let client = |only_listed| {
+            let (names, allow) = (Arc::clone(names), Arc::clone(allow));
             Client::builder()
-                .dns_resolver(Arc::new(Checked { allow: Arc::clone(allow), only_listed }))
+                .dns_resolver(Arc::new(Checked { names, allow, only_listed }))
                 .redirect(redirect::Policy::none())
                 .no_proxy()
                 .no_gzip()
@@ -60,8 +70,22 @@ pub fn is_public(address: IpAddr) -> bool {
     address::special(behind).is_none() && !address::is_metadata(behind)
 }
 
-/// Resolver: the system's resolver without the addresses that are not allowed.
+/// The system's resolver.
+struct System;
+
+impl Resolve for System {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let found: Addrs = Box::new(found.into_iter());
+            Ok(found)
+        })
+    }
+}
+
+/// Resolver: another one without the addresses that are not allowed.
 struct Checked {
+    names: Arc<dyn Resolve>,
     allow: Arc<Allow>,
     only_listed: bool,
 }
@@ -69,11 +93,11 @@ struct Checked {
 impl Resolve for Checked {
     fn resolve(&self, name: Name) -> Resolving {
         let (allow, only_listed) = (Arc::clone(&self.allow), self.only_listed);
+        let (host, found) = (name.as_str().to_owned(), self.names.resolve(name));
         Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let mut allowed = allow.of_host(name.as_str(), found);
+            let mut allowed = allow.of_host(&host, found.await?);
             if only_listed {
-                allowed.retain(|address| allow.lists(name.as_str(), address.ip()));
+                allowed.retain(|address| allow.lists(&host, address.ip()));
             }
             if allowed.is_empty() {
                 return Err(NotAllowed.into());

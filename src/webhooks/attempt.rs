@@ -73,7 +73,7 @@ impl Sending {
             retry_after: answer.retry_after,
             answer: answer.text,
             is_internal: answer.is_internal,
-            counts: true,
+            counts: !claimed.is_test,
         }
     }
 
@@ -159,4 +159,105 @@ const NOT_ALLOWED: &str = "the address of the URL is not allowed";
 /// Text that the database can store.
 fn stored(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, SocketAddr},
+        sync::Mutex,
+    };
+
+    use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+    use serde_json::value::RawValue;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::egress::Allow;
+
+    /// A name that leads somewhere else each time.
+    struct Changing(Mutex<Vec<Vec<IpAddr>>>);
+
+    impl Resolve for Changing {
+        fn resolve(&self, _: Name) -> Resolving {
+            let next = self.0.lock().expect("no panic").pop().unwrap_or_default();
+            Box::pin(async move {
+                let found: Addrs = Box::new(next.into_iter().map(|address| SocketAddr::new(address, 0)));
+                Ok(found)
+            })
+        }
+    }
+
+    /// Pitfall 8: what a name leads to is checked at each connection, and nothing else is connected to.
+    #[tokio::test]
+    async fn a_name_that_leads_inside_after_its_first_delivery_is_not_followed() {
+        // Every loopback address reaches it.
+        let listener = TcpListener::bind("0.0.0.0:0").await.expect("a free port");
+        let url = format!("http://rebound.example:{}/", listener.local_addr().expect("an address").port());
+        let served = tokio::spawn(async move {
+            let mut served = 0;
+            while served < 2 {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut bytes = [0; 4096];
+                while !bytes.ends_with(b"}") {
+                    let length = stream.read(&mut bytes).await.expect("a request");
+                    assert_ne!(length, 0, "the whole request comes");
+                    bytes.rotate_left(length);
+                }
+                let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                stream.write_all(answer).await.expect("it takes the answer");
+                served += 1;
+            }
+        });
+        let of = |addresses: &[&str]| addresses.iter().map(|text| text.parse().expect("an address")).collect();
+        let mut answers: Vec<Vec<IpAddr>> = vec![
+            of(&["127.0.0.1"]),
+            of(&["127.0.0.2"]),
+            of(&["::ffff:127.0.0.2", "::1"]),
+            of(&["10.0.0.1", "169.254.169.254"]),
+            of(&["127.0.0.2", "127.0.0.1"]),
+        ];
+        answers.reverse();
+        let names: Arc<dyn Resolve> = Arc::new(Changing(Mutex::new(answers)));
+        let allow = Arc::new("127.0.0.1/32".parse::<Allow>().expect("a range"));
+        let clock = Clock::stopped();
+        let sending = Sending {
+            hooks: Hooks::with(&allow, &names).expect("a client"),
+            vault: Arc::default(),
+            clock: clock.clone(),
+            schedule: [Duration::from_secs(5)].into(),
+        };
+        let claimed = Claimed {
+            id: Uuid::nil(),
+            created_at: clock.now(),
+            webhook_id: Uuid::nil(),
+            organization_id: "default".to_owned(),
+            event_id: Uuid::nil(),
+            event_type: "run.failed".to_owned(),
+            body: "{}".to_owned(),
+            traceparent: None,
+            depth: 0,
+            attempts: 0,
+            schedule_from: 0,
+            is_single: false,
+            is_test: false,
+            lease: Uuid::nil(),
+            url,
+            sealed: sqlx::types::Json(RawValue::from_string("{}".to_owned()).expect("JSON")),
+        };
+        for (number, expected) in
+            [Ended::Status(204), Ended::NotAllowed, Ended::NotAllowed, Ended::NotAllowed, Ended::Status(204)]
+                .into_iter()
+                .enumerate()
+        {
+            let outcome = sending.attempt(&claimed, Duration::from_secs(15)).await;
+            assert_eq!(outcome.ended, expected, "attempt {number}: {:?}", outcome.error);
+            assert_eq!(outcome.pause.is_none(), outcome.ended.is_success());
+        }
+        served.await.expect("no other address was connected to");
+    }
 }

@@ -1,14 +1,17 @@
 //! Sender: takes due deliveries, sends them at the same time, and writes what became of them, many in one transaction.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Webhooks, attempted};
 use crate::{
-    db::{self, webhooks as rows, webhooks::sending::Outcome},
+    db::{
+        self, webhooks as rows,
+        webhooks::sending::{Outcome, Places},
+    },
     lifecycle::Lifecycle,
 };
 
@@ -23,8 +26,9 @@ const BATCH: usize = 128;
 
 pub(super) struct Sender {
     webhooks: Webhooks,
-    /// Attempts under way.
+    /// Attempts under way, and the endpoints and organisations that have their places.
     attempts: JoinSet<Outcome>,
+    holders: HashMap<task::Id, (Uuid, String)>,
     /// Attempts that have ended and are not written yet.
     ended: Vec<Outcome>,
     soft_stop: CancellationToken,
@@ -34,7 +38,8 @@ pub(super) struct Sender {
 impl Sender {
     pub(super) fn new(webhooks: Webhooks, lifecycle: &Lifecycle) -> Self {
         let (soft_stop, hard_stop) = (lifecycle.soft_stop().clone(), lifecycle.hard_stop().clone());
-        Self { webhooks, attempts: JoinSet::new(), ended: Vec::new(), soft_stop, hard_stop }
+        let (attempts, holders) = (JoinSet::new(), HashMap::new());
+        Self { webhooks, attempts, holders, ended: Vec::new(), soft_stop, hard_stop }
     }
 
     pub(super) async fn run(mut self) {
@@ -54,7 +59,7 @@ impl Sender {
             }
             let clock = &self.webhooks.0.clock;
             tokio::select! {
-                Some(joined) = self.attempts.join_next() => {
+                Some(joined) = self.attempts.join_next_with_id() => {
                     self.keep(joined);
                     may_be_more = true;
                 }
@@ -66,42 +71,61 @@ impl Sender {
                 () = self.hard_stop.cancelled() => return,
             }
             while self.ended.len() < BATCH
-                && let Some(joined) = self.attempts.try_join_next()
+                && let Some(joined) = self.attempts.try_join_next_with_id()
             {
                 self.keep(joined);
             }
         }
     }
 
-    fn keep(&mut self, joined: Result<Outcome, tokio::task::JoinError>) {
+    fn keep(&mut self, joined: Result<(task::Id, Outcome), JoinError>) {
         match joined {
-            Ok(outcome) => {
+            Ok((id, outcome)) => {
+                self.holders.remove(&id);
                 attempted(outcome.ended.as_str()).increment(1);
                 self.ended.push(outcome);
             }
             // The panic itself was logged by the panic hook. The delivery is due again when its lease is over.
-            Err(error) => tracing::error!("an attempt to send a delivery has crashed: {error}"),
+            Err(error) => {
+                self.holders.remove(&error.id());
+                tracing::error!("an attempt to send a delivery has crashed: {error}");
+            }
         }
+    }
+
+    /// Places of this process, and who has them. A claim leaves half of the free ones, so that those who come later
+    /// find some.
+    fn places(&self) -> Places {
+        let free = MAX_UNDER_WAY.saturating_sub(self.attempts.len());
+        let limit = free.div_ceil(2).min(BATCH);
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let mut places = Places { limit: count(limit), free: count(free), ..Places::default() };
+        for holder in self.holders.values() {
+            *places.held.entry(holder.clone()).or_default() += 1;
+        }
+        places
     }
 
     /// Takes due deliveries and begins to send them. Returns whether there may be more.
     async fn take(&mut self) -> bool {
-        let free = MAX_UNDER_WAY.saturating_sub(self.attempts.len()).min(BATCH);
-        if free == 0 {
+        let places = self.places();
+        if places.limit == 0 {
             return false;
         }
         let parts = Arc::clone(&self.webhooks.0);
-        let limit = i64::try_from(free).unwrap_or(i64::MAX);
+        let limit = usize::try_from(places.limit).unwrap_or(usize::MAX);
         let claimed =
             db::bounded(
-                async move { rows::sending::claim(&parts.pool, parts.clock.lead(), Uuid::new_v4(), limit).await },
+                async move { rows::sending::claim(&parts.pool, parts.clock.lead(), Uuid::new_v4(), &places).await },
             );
         match claimed.await {
             Ok(claimed) => {
-                let is_full = claimed.len() == free;
+                let is_full = claimed.len() == limit;
                 for delivery in claimed {
                     let sending = self.webhooks.0.sending.clone();
-                    self.attempts.spawn(async move { sending.attempt(&delivery, ATTEMPT_TIMEOUT).await });
+                    let holder = (delivery.webhook_id, delivery.organization_id.clone());
+                    let attempt = async move { sending.attempt(&delivery, ATTEMPT_TIMEOUT).await };
+                    self.holders.insert(self.attempts.spawn(attempt).id(), holder);
                 }
                 is_full
             }

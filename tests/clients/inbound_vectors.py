@@ -4,7 +4,8 @@
     python tests/clients/inbound_vectors.py > src/inbound/vectors.json
 
 The libraries sign, and verify what they have signed, so a vector is what a receiver with the library accepts. GitHub has no
-library in Python: its rule is HMAC-SHA-256 over the body, and the first vector is the one that GitHub documents. No
+library in Python: its rule is HMAC-SHA-256 over the body, the first vector is the one that GitHub documents, and
+`github_vectors.mjs` holds them against GitHub's library in JavaScript. No
 library in Python signs with ed25519 (`v1a`); there `cryptography` signs the text of the specification. All keys and
 times are fixed, so the output is always the same.
 """

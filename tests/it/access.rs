@@ -85,10 +85,15 @@ pub struct Admin {
 
 impl Admin {
     pub fn start(pool: &PgPool, more: &[(&str, &str)]) -> Self {
+        Self::start_by(pool, more, Clock::adjustable())
+    }
+
+    /// As [`Self::start`], with that clock.
+    pub fn start_by(pool: &PgPool, more: &[(&str, &str)], clock: Clock) -> Self {
         let pairs: Vec<_> = [("JWT_SECRET", SECRET)].iter().chain(more).copied().collect();
         let claims = claims(&json!({"sub": "admin"}));
         let bearer = format!("Bearer {}", signed(&json!({"alg": "HS256"}), &claims, &secret(), Algorithm::HS256));
-        Self { service: Service::start_with(config(pool, &pairs)), bearer }
+        Self { service: Service::start_by(config(pool, &pairs), clock), bearer }
     }
 
     async fn send(&self, method: &str, path: &str, body: String) -> Answer {

@@ -1,6 +1,7 @@
 //! Outgoing webhooks: what arrives at a receiver, when, and how often.
 
 mod endpoints;
+mod isolation;
 mod limits;
 mod recovery;
 mod sending;
@@ -167,9 +168,13 @@ pub async fn delivery(service: &Service, id: &Value) -> Value {
 
 /// Records events of no run.
 pub async fn record(pool: &PgPool, event_type: &str, count: i32) {
-    let sql =
-        "SELECT count(record_event('default', $1, NULL, jsonb_build_object('n', n))) FROM generate_series(1, $2) n";
-    sqlx::query(sql).bind(event_type).bind(count).execute(pool).await.expect("events");
+    record_of(pool, "default", event_type, count).await;
+}
+
+/// As [`record`], of that organisation.
+pub async fn record_of(pool: &PgPool, organization: &str, event_type: &str, count: i32) {
+    let sql = "SELECT count(record_event($3, $1, NULL, jsonb_build_object('n', n))) FROM generate_series(1, $2) n";
+    sqlx::query(sql).bind(event_type).bind(count).bind(organization).execute(pool).await.expect("events");
 }
 
 /// Number of the deliveries in that state.

@@ -33,6 +33,13 @@ async fn deliver(url: &str, id: &str) -> Option<(String, bool)> {
     Some((answer["run_id"].as_str().expect("an id").to_owned(), status == 200))
 }
 
+/// Number of deliveries with that outcome.
+fn counted(metrics: &str, outcome: &str) -> u32 {
+    let series = format!("webhook_deliveries_received_total{{outcome=\"{outcome}\"}} ");
+    let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+    value.map_or(0, |value| value.parse().expect("a number"))
+}
+
 /// C3, test 5, with real processes: each delivery starts one run, although each is sent many times, to two processes of
 /// which one is killed in the middle. What was acknowledged is stored, and reaches Kafka.
 #[sqlx::test(migrations = false)]
@@ -52,6 +59,19 @@ async fn each_delivery_starts_one_run_although_a_process_is_killed(pool: PgPool)
     let equal =
         join_all((0..50).map(|index| deliver(if index % 2 == 0 { &one.url } else { &other.url }, "equal"))).await;
     let equal: Vec<_> = equal.into_iter().map(|answer| answer.expect("an answer")).collect();
+    // Both processes have counted, and nothing else has been delivered.
+    let (mut started, mut repeated) = (0, 0);
+    for url in [&one.url, &other.url] {
+        let metrics = reqwest::get(format!("{url}/metrics")).await.expect("an answer").text().await.expect("text");
+        started += counted(&metrics, "started");
+        repeated += counted(&metrics, "repeated");
+        assert_eq!(counted(&metrics, "refused"), 0, "{metrics}");
+    }
+    assert_eq!((started, repeated), (1, 49));
+    let guess = reqwest::Client::new().post(format!("{}/api/v1/hooks/default/n", one.url)).body("{}");
+    assert_eq!(guess.send().await.expect("an answer").status(), 401);
+    let metrics = reqwest::get(format!("{}/metrics", one.url)).await.expect("an answer").text().await.expect("text");
+    assert_eq!(counted(&metrics, "refused"), 1, "{metrics}");
     assert_eq!(equal.iter().filter(|(_, is_repeat)| !is_repeat).count(), 1, "{equal:?}");
     assert_eq!(equal.iter().map(|(run_id, _)| run_id).collect::<HashSet<_>>().len(), 1);
 

@@ -23,7 +23,7 @@ use crate::{
 const WAIT: Duration = Duration::from_secs(30);
 
 /// Creates a topic.
-async fn topic(environment: &Environment, partitions: i32) -> String {
+pub async fn topic(environment: &Environment, partitions: i32) -> String {
     let name = format!("orders-{}", Uuid::new_v4().simple());
     let admin: AdminClient<DefaultClientContext> =
         kafka::client_config(&environment.kafka()).create().expect("valid settings");

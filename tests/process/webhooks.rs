@@ -72,3 +72,69 @@ async fn a_killed_sender_loses_no_delivery(pool: PgPool) {
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 200);
     assert!(ids.len() <= 208, "{} requests: only what was under way is sent again", ids.len());
 }
+
+/// Value of a series of the metrics, as soon as there is one.
+async fn series<T: std::str::FromStr>(environment: &Environment, name: &str) -> T {
+    let value = eventually(&format!("{name} has a value"), async || {
+        let metrics = reqwest::get(format!("{}/metrics", environment.url)).await.expect("an answer");
+        let metrics = metrics.text().await.expect("text");
+        metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned))
+    })
+    .await;
+    value.parse().unwrap_or_else(|_| panic!("{name} {value}"))
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_metrics_count_attempts_and_endpoints_and_show_what_is_late(pool: PgPool) {
+    let environment = Environment::new(&pool).with("WEBHOOK_RETRY_SECONDS", "604800");
+    let _api = environment.serve().await;
+    let router = Router::new()
+        .route("/fine", post(async || StatusCode::OK))
+        .route("/broken", post(async || StatusCode::INTERNAL_SERVER_ERROR))
+        .route("/gone", post(async || StatusCode::GONE));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let nowhere = format!("http://127.0.0.1:{}/nowhere", free_port());
+    for url in [&format!("{url}/fine"), &format!("{url}/broken"), &format!("{url}/gone"), &nowhere] {
+        let body = json!({"name": "w", "url": url, "event_types": ["*"], "max_in_flight": 1, "rate_per_second": 100});
+        assert_eq!(environment.post("/api/v1/webhooks", &body).await.expect("an answer").status(), 201);
+    }
+    let record = "SELECT count(record_event('default', 'run.failed', NULL, '{}')) FROM generate_series(1, 5)";
+    sqlx::query(record).execute(&pool).await.expect("events");
+    let attempts = async |outcome: &str| {
+        series::<u32>(&environment, &format!("webhook_attempts_total{{outcome=\"{outcome}\"}}")).await
+    };
+    eventually("all attempts are counted", async || {
+        let found = (attempts("success").await, attempts("network").await, attempts("status").await);
+        // Those that are left hear that one is disabled.
+        (found == (6, 6, 7)).then_some(())
+    })
+    .await;
+    assert_eq!((attempts("timeout").await, attempts("not_allowed").await), (0, 0));
+    assert_eq!(series::<u32>(&environment, "webhooks_given_up_total").await, 1);
+    let state = async |state: &str| series::<u32>(&environment, &format!("webhooks{{state=\"{state}\"}}")).await;
+    eventually("the endpoints are counted", async || {
+        let found = (state("enabled").await, state("failing").await, state("disabled").await);
+        (found == (3, 2, 1)).then_some(())
+    })
+    .await;
+    // Nothing is late: what is to come is due in a week.
+    assert_eq!(series::<u32>(&environment, "webhook_oldest_due_seconds").await, 0);
+    // The rate of all endpoints allows nothing for an hour, and what comes then has been due for some time.
+    sqlx::query("UPDATE webhook_states SET next_at = now() + interval '1 hour'").execute(&pool).await.expect("states");
+    sqlx::query(record).execute(&pool).await.expect("events");
+    eventually("they wait", async || {
+        let sql = "UPDATE webhook_deliveries SET due_at = now() - interval '100 seconds'
+                   WHERE state = 'pending' AND attempts = 0 AND due_at > now() - interval '99 seconds'
+                       AND webhook_id IN (SELECT id FROM webhooks WHERE enabled)";
+        (sqlx::query(sql).execute(&pool).await.expect("late").rows_affected() > 0).then_some(())
+    })
+    .await;
+    eventually("the oldest one is shown", async || {
+        let oldest: f64 = series(&environment, "webhook_oldest_due_seconds").await;
+        (100.0..1000.0).contains(&oldest).then_some(())
+    })
+    .await;
+    assert_eq!(attempts("success").await, 6, "nothing was sent");
+}

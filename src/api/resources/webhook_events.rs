@@ -57,11 +57,15 @@ pub async fn list_event_types() -> Json<EventCatalogue> {
 /// Member `webhooks` of the OpenAPI document: the requests that endpoints receive, by type.
 #[must_use]
 pub fn webhooks() -> Map<String, Value> {
-    let header = |name: &str, description: &str| json!({"name": name, "in": "header", "required": true, "description": description, "schema": {"type": "string"}});
+    let named = |name: &str, required: bool, description: &str| json!({"name": name, "in": "header", "required": required, "description": description, "schema": {"type": "string"}});
+    let header = |name: &str, description: &str| named(name, true, description);
     let parameters = json!([
         header("webhook-id", "Id of the event, the same in each attempt."),
         header("webhook-timestamp", "Time of the attempt in seconds since 1970."),
         header("webhook-signature", "Signatures of id, timestamp and body, as Standard Webhooks says."),
+        header("webhook-attempt", "Number of the attempt, from 1."),
+        header("webhook-depth", "Number of triggers that led to the run of the event."),
+        named("traceparent", false, "Trace of the run of the event, if it has one."),
     ]);
     let operation = |known: &EventType| {
         json!({"post": {

@@ -26,6 +26,7 @@ pub struct DeliveryRow {
     pub run_id: Option<String>,
     pub seq: Option<i32>,
     pub state: String,
+    pub is_test: bool,
     pub attempts: i32,
     pub due_at: Option<Timestamp>,
     pub is_under_way: bool,
@@ -37,8 +38,9 @@ pub struct DeliveryRow {
 
 const COLUMNS: &str =
     "id, webhook_id, event_id, event_type, event_at AT TIME ZONE 'UTC' AS event_at, run_id, seq, state,
-    attempts, CASE WHEN lease IS NULL THEN due_at AT TIME ZONE 'UTC' END AS due_at, lease IS NOT NULL AS is_under_way,
-    status_code, error, created_at AT TIME ZONE 'UTC' AS created_at, ended_at AT TIME ZONE 'UTC' AS ended_at";
+    is_test, attempts, CASE WHEN lease IS NULL THEN due_at AT TIME ZONE 'UTC' END AS due_at,
+    lease IS NOT NULL AS is_under_way, status_code, error, created_at AT TIME ZONE 'UTC' AS created_at,
+    ended_at AT TIME ZONE 'UTC' AS ended_at";
 
 /// Filter of a list of deliveries.
 #[derive(Clone, Debug)]
@@ -171,8 +173,8 @@ pub struct Test<'a> {
 pub async fn insert_test(db: impl PgExecutor<'_>, test: &Test<'_>) -> Result<DateTime<Utc>, Error> {
     let sql =
         "INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, body, state,
-                   is_single, due_at, lease, leased_until)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', true, now() + make_interval(secs => $9), $8,
+                   is_single, is_test, due_at, lease, leased_until)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, 'pending', true, true, now() + make_interval(secs => $9), $8,
                    now() + make_interval(secs => $9))
                RETURNING created_at";
     let query = sqlx::query_scalar(sql).bind(test.id).bind(test.webhook_id).bind(test.organization.as_str());

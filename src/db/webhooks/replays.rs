@@ -216,7 +216,7 @@ async fn deliveries(
     let (after_at, after_id) = after.unwrap_or((replay.since - FAN_OUT_MARGIN, Uuid::nil()));
     let sql = "SELECT id, created_at, event_type, state, event_at >= $5 AND event_at < $6 AS is_in_time
                FROM webhook_deliveries
-               WHERE webhook_id = $1 AND (created_at, id) > ($2, $3) AND created_at <= $4
+               WHERE webhook_id = $1 AND (created_at, id) > ($2, $3) AND created_at <= $4 AND NOT is_test
                ORDER BY created_at, id LIMIT $7";
     let query = sqlx::query_as(sql).bind(replay.webhook_id).bind(after_at).bind(after_id).bind(at);
     let query = query.bind(replay.since).bind(replay.until).bind(PAGE);

@@ -25,6 +25,7 @@ pub struct Claimed {
     pub id: Uuid,
     pub created_at: chrono::DateTime<chrono::Utc>,
     pub webhook_id: Uuid,
+    pub organization_id: String,
     pub event_id: Uuid,
     pub event_type: String,
     pub body: String,
@@ -33,32 +34,54 @@ pub struct Claimed {
     pub attempts: i32,
     pub schedule_from: i32,
     pub is_single: bool,
+    pub is_test: bool,
     pub lease: Uuid,
     pub url: String,
     pub sealed: Json<Box<RawValue>>,
 }
 
-/// Takes deliveries that are due, at most `limit`: in turn from the endpoints, the one served longest ago first, and of
-/// each no more than it may get at a time. `lead` is the time by which the clock is ahead of the database's.
+/// Places of a process for deliveries that it sends.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Maximum number of deliveries to take now.
+    pub limit: i64,
+    /// Places that are free.
+    pub free: i64,
+    /// Endpoints that have some, with their organisations.
+    pub held: BTreeMap<(Uuid, String), i64>,
+}
+
+/// Takes deliveries that are due: in turn from the endpoints, the one served longest ago first, and of each no more
+/// than it may get at a time. `lead` is the time by which the clock is ahead of the database's.
+///
+/// Endpoints that are slow fill no process: an organisation may have as many places of it as stay free for others, and
+/// an endpoint as many as stay for its organisation. A claim takes a quarter of that, so that something stays.
 ///
 /// The lock on the state of an endpoint makes others skip it, so that no two processes count the same free places.
-pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, limit: i64) -> Result<Vec<Claimed>, Error> {
+pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, places: &Places) -> Result<Vec<Claimed>, Error> {
     let sql = "
-        WITH RECURSIVE clock AS MATERIALIZED (SELECT now() + make_interval(secs => $1) AS at), waiting AS (
+        WITH RECURSIVE clock AS MATERIALIZED (SELECT now() + make_interval(secs => $1) AS at), held AS (
+            SELECT * FROM unnest($8::uuid[], $9::text[], $10::bigint[]) AS h (webhook_id, organization_id, places)
+        ), waiting AS (
             (SELECT webhook_id FROM webhook_deliveries WHERE state = 'pending' ORDER BY webhook_id LIMIT 1)
             UNION ALL
             SELECT (SELECT d.webhook_id FROM webhook_deliveries d
                     WHERE d.state = 'pending' AND d.webhook_id > w.webhook_id ORDER BY d.webhook_id LIMIT 1)
             FROM waiting w WHERE w.webhook_id IS NOT NULL
         ), room AS (
-            SELECT s.webhook_id, s.served_at, w.ordering, w.rate_per_second AS rate,
-                greatest(s.next_at, clock.at - interval '1 second') AS next_at, clock.at,
-                least(CASE WHEN s.timeouts >= $6 THEN 1 ELSE w.max_in_flight END - (
+            SELECT s.webhook_id, s.served_at, w.organization_id, shared.places AS shared, w.ordering,
+                w.rate_per_second AS rate, greatest(s.next_at, clock.at - interval '1 second') AS next_at, clock.at,
+                least(shared.places - coalesce(held.places, 0),
+                    CASE WHEN s.timeouts >= $6 THEN 1 ELSE w.max_in_flight END - (
                     SELECT count(*) FROM webhook_deliveries d
                     WHERE d.webhook_id = s.webhook_id AND d.lease IS NOT NULL AND d.leased_until > clock.at
                 ), floor(extract(epoch FROM clock.at - greatest(s.next_at, clock.at - interval '1 second'))
                     * w.rate_per_second)::bigint + 1) AS free
-            FROM waiting JOIN webhook_states s USING (webhook_id) JOIN webhooks w ON w.id = s.webhook_id, clock
+            FROM waiting JOIN webhook_states s USING (webhook_id) JOIN webhooks w ON w.id = s.webhook_id
+                LEFT JOIN held USING (webhook_id) CROSS JOIN LATERAL (
+                    SELECT $7 - coalesce(sum(h.places), 0)::bigint AS places FROM held h
+                    WHERE h.organization_id = w.organization_id
+                ) shared, clock
             WHERE w.enabled AND s.next_at <= clock.at AND EXISTS (
                 SELECT FROM webhook_deliveries d
                 WHERE d.webhook_id = s.webhook_id AND d.state = 'pending' AND d.due_at <= clock.at)
@@ -66,9 +89,9 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, limit: i64) -> Resu
             -- Of an endpoint that another process has served since the statement began, the free places are not known.
             SELECT room.* FROM room JOIN webhook_states s USING (webhook_id)
             WHERE room.free > 0 AND s.served_at = room.served_at
-            ORDER BY room.served_at LIMIT $5 FOR UPDATE OF s SKIP LOCKED
+            ORDER BY room.served_at, room.webhook_id LIMIT $5 FOR UPDATE OF s SKIP LOCKED
         ), due AS (
-            SELECT s.webhook_id, s.served_at, s.next_at, s.rate, s.at, d.id, d.created_at,
+            SELECT s.webhook_id, s.organization_id, s.shared, s.served_at, s.next_at, s.rate, s.at, d.id, d.created_at,
                 row_number() OVER (PARTITION BY s.webhook_id ORDER BY d.due_at, d.place) AS turn
             FROM served s CROSS JOIN LATERAL (
                 SELECT d.id, d.created_at, d.due_at, d.place FROM webhook_deliveries d
@@ -79,8 +102,16 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, limit: i64) -> Resu
                             AND e.state = 'pending'))
                 ORDER BY d.due_at, d.place LIMIT s.free
             ) d
-        ), taken AS MATERIALIZED (SELECT * FROM due ORDER BY turn, served_at LIMIT $4), marked AS (
-            UPDATE webhook_states s SET served_at = served.at,
+        ), shares AS (
+            SELECT *, row_number() OVER (PARTITION BY organization_id ORDER BY turn, served_at, webhook_id) AS share
+            FROM due
+        ), taken AS MATERIALIZED (
+            SELECT * FROM shares WHERE share <= greatest(shared / 4, 1) ORDER BY turn, served_at, webhook_id LIMIT $4
+        ), marked AS (
+            -- What got nothing, although something was due, is before the others the next time.
+            UPDATE webhook_states s SET
+                served_at = CASE WHEN s.webhook_id IN (SELECT webhook_id FROM due)
+                    AND s.webhook_id NOT IN (SELECT webhook_id FROM taken) THEN s.served_at ELSE served.at END,
                 next_at = CASE WHEN rate IS NULL THEN s.next_at ELSE served.next_at
                     + make_interval(secs => (SELECT count(*) FROM taken t WHERE t.webhook_id = s.webhook_id)::float8 / rate)
                     END
@@ -90,11 +121,15 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, limit: i64) -> Resu
                 due_at = t.at + make_interval(secs => $3)
             FROM taken t WHERE d.id = t.id AND d.created_at = t.created_at AND d.state = 'pending' AND d.due_at <= t.at
             RETURNING d.id, d.created_at, d.webhook_id, d.event_id, d.event_type, d.body, d.traceparent, d.depth,
-                d.attempts, d.schedule_from, d.is_single, d.lease, t.turn, t.served_at
+                d.attempts, d.schedule_from, d.is_single, d.is_test, d.lease, t.turn, t.served_at
         )
-        SELECT c.*, w.url, w.sealed FROM claimed c JOIN webhooks w ON w.id = c.webhook_id ORDER BY turn, c.served_at";
-    let query = sqlx::query_as(sql).bind(lead.as_secs_f64()).bind(lease).bind(LEASE.as_secs_f64()).bind(limit);
-    Ok(query.bind(MAX_ENDPOINTS).bind(schedule::MAX_TIMEOUTS).fetch_all(pool).await?)
+        SELECT c.*, w.organization_id, w.url, w.sealed FROM claimed c JOIN webhooks w ON w.id = c.webhook_id
+        ORDER BY turn, c.served_at";
+    let query = sqlx::query_as(sql).bind(lead.as_secs_f64()).bind(lease).bind(LEASE.as_secs_f64()).bind(places.limit);
+    let query = query.bind(MAX_ENDPOINTS).bind(schedule::MAX_TIMEOUTS).bind(places.free);
+    let query = query.bind(places.held.keys().map(|(webhook, _)| *webhook).collect::<Vec<_>>());
+    let query = query.bind(places.held.keys().map(|(_, organization)| organization.as_str()).collect::<Vec<_>>());
+    Ok(query.bind(places.held.values().copied().collect::<Vec<_>>()).fetch_all(pool).await?)
 }
 
 /// Attempt that has ended.

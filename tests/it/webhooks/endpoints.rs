@@ -1,5 +1,7 @@
 //! Endpoints: creating, reading, changing and choosing events.
 
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 use sqlx::PgPool;
 use workflow_api::db::migrations::MIGRATOR;
@@ -184,6 +186,51 @@ async fn both_secrets_sign_until_the_grace_is_over(pool: PgPool) {
     let wrong = json!({"secret": "whsk_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="});
     let refused = service.post(&format!("{}/rotate-secret", path(&webhook)), &wrong).await;
     assert_eq!(refused.field_errors(), ["body.secret value_error"]);
+}
+
+/// Whether one of the signatures is of that public key.
+fn is_signed_by(received: &super::Received, public_key: &str) -> bool {
+    let key = STANDARD.decode(public_key.strip_prefix("whpk_").expect("its prefix")).expect("base64");
+    let (id, at) = (received.header("webhook-id"), received.header("webhook-timestamp"));
+    let message = format!("{id}.{at}.{}", received.body);
+    received.header("webhook-signature").split(' ').any(|signature| {
+        let signature = STANDARD.decode(signature.strip_prefix("v1a,").expect("its version")).expect("base64");
+        UnparsedPublicKey::new(&ED25519, &key).verify(message.as_bytes(), &signature).is_ok()
+    })
+}
+
+/// A receiver needs the public key only, which everybody who reads webhooks sees.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_delivery_with_ed25519_is_verified_with_the_public_key_that_is_shown(pool: PgPool) {
+    let clock = workflow_api::clock::Clock::stopped();
+    let service = Service::start_by(config(&pool, &[("ENCRYPTION_KEY", KEY)]), clock.clone());
+    let receiver = Receiver::content().await;
+    let webhook = create(&service, &receiver.url("/"), json!({"signature": "ed25519"})).await;
+    assert!(secret(&webhook).starts_with("whsk_"));
+    let public = async || get(&service, &webhook).await["public_key"].as_str().expect("a public key").to_owned();
+    let first = public().await;
+    record(&pool, "run.failed", 1).await;
+    let got = receiver.got("/", 1).await.remove(0);
+    assert!(is_signed_by(&got, &first), "{got:?}");
+    assert_eq!(got.header("webhook-signature").split(' ').count(), 1);
+    let changed = super::Received { body: got.body.replace("run.failed", "run.failee"), ..got };
+    assert!(!is_signed_by(&changed, &first));
+    let rotate = format!("{}/rotate-secret", path(&webhook));
+    let rotated = service.post(&rotate, &json!({"grace_seconds": 60})).await.expect(200);
+    assert!(secret(&rotated).starts_with("whsk_"));
+    let second = public().await;
+    assert_ne!(first, second);
+    record(&pool, "run.failed", 1).await;
+    let during = receiver.got("/", 2).await.remove(1);
+    assert!(is_signed_by(&during, &first) && is_signed_by(&during, &second), "{during:?}");
+    assert_eq!(during.header("webhook-signature").split(' ').count(), 2);
+    clock.advance(std::time::Duration::from_secs(61));
+    record(&pool, "run.failed", 1).await;
+    let after = receiver.got("/", 3).await.remove(2);
+    assert!(!is_signed_by(&after, &first) && is_signed_by(&after, &second), "{after:?}");
+    assert_eq!(after.header("webhook-signature").split(' ').count(), 1);
+    let other = service.post(&rotate, &json!({"secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"})).await;
+    assert_eq!(other.field_errors(), ["body.secret value_error"]);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

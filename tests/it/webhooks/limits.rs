@@ -1,6 +1,9 @@
 //! Failures: answers of any size, addresses inside, giving up, and what is kept for how long.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -45,6 +48,49 @@ async fn an_answer_of_any_size_is_recorded(pool: PgPool) {
         let shown = delivery(&service, &log[0]["id"]).await;
         assert_eq!(shown["attempt_log"][0]["answer"], json!(expected), "{at}");
         service.delete(&path(&webhook)).await.expect(200);
+    }
+}
+
+/// Pitfall 12: more than 16 KiB are not read, and the connection is dropped. The clock stands still, so no time-out
+/// helps.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_connection_of_an_answer_is_dropped_at_16_kib(pool: PgPool) {
+    let clock = Clock::stopped();
+    let service = Service::start_by(config(&pool, &[]), clock.clone());
+    let dropped: Arc<Mutex<Vec<String>>> = Arc::default();
+    let ends = Arc::clone(&dropped);
+    // So many bytes as the path says, and no end.
+    let receiver = Receiver::start(move |received, _| {
+        let bytes = received.path[1..].parse().expect("a number");
+        let end = Dropped(Arc::clone(&ends), received.path.clone());
+        let body = stream::unfold((Some(vec![b'x'; bytes]), end), async |(mut bytes, end)| {
+            let Some(bytes) = bytes.take() else { return std::future::pending().await };
+            Some((Ok::<_, std::io::Error>(Bytes::from(bytes)), (None, end)))
+        });
+        Body::from_stream(body).into_response()
+    })
+    .await;
+    let is_dropped = |path: &str| dropped.lock().expect("no panic").iter().any(|dropped| dropped == path);
+    let short = create(&service, &receiver.url("/16383"), json!({})).await;
+    let long = create(&service, &receiver.url("/16384"), json!({})).await;
+    record(&pool, "run.failed", 1).await;
+    assert_eq!(ended(&service, &long, 1).await[0]["state"], "delivered");
+    eventually("its connection is closed", async || is_dropped("/16384").then_some(())).await;
+    receiver.got("/16383", 1).await;
+    let list = format!("{}/deliveries", path(&short));
+    assert_eq!(service.get(&list).await.expect(200)["items"][0]["is_under_way"], true);
+    assert!(!is_dropped("/16383"), "one byte more may come");
+    clock.advance(Duration::from_secs(15));
+    assert_eq!(ended(&service, &short, 1).await[0]["state"], "delivered", "the status has come");
+    eventually("this one is closed too", async || is_dropped("/16383").then_some(())).await;
+}
+
+/// Says by which path it was dropped.
+struct Dropped(Arc<Mutex<Vec<String>>>, String);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.lock().expect("no panic").push(self.1.clone());
     }
 }
 
@@ -96,6 +142,14 @@ async fn no_url_and_no_redirect_leads_inside(pool: PgPool) {
     let webhook = create(&service, &receiver.url("/"), json!({})).await;
     let tested = service.post(&format!("{}/test", path(&webhook)), &json!({})).await.expect(200);
     assert_eq!((&tested["outcome"], &tested["status_code"]), (&json!("status"), &json!(302)));
+    // The same for a delivery.
+    record(&pool, "run.failed", 1).await;
+    assert_eq!(failures(&service, &webhook, 1).await["failures"], 1);
+    let failed = format!("{}/deliveries?state=pending", path(&webhook));
+    let failed = service.get(&failed).await.expect(200)["items"][0].clone();
+    assert_eq!((&failed["attempts"], &failed["status_code"]), (&json!(1), &json!(302)));
+    assert_eq!(failed["error"], "the answer is 302; redirects are not followed");
+    assert!(!failed["next_attempt_at"].is_null(), "{failed}");
     assert_eq!(inside.at("/inside").len(), 0);
 }
 
@@ -112,10 +166,7 @@ async fn failures(service: &Service, webhook: &Value, count: i64) -> Value {
 /// them anew.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_endpoint_is_given_up_by_time_and_not_by_count(pool: PgPool) {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    };
+    use std::sync::atomic::{AtomicBool, Ordering};
     let clock = Clock::stopped();
     // One attempt an event.
     let settings = [("WEBHOOK_RETRY_SECONDS", "604800")];

@@ -122,3 +122,43 @@ async fn an_endpoint_that_was_given_up_gets_what_has_failed(pool: PgPool) {
     eventually("all are delivered", async || (in_state(&pool, "delivered").await == 5).then_some(())).await;
     assert_eq!(receiver.got("/", 6).await.len(), 6, "one attempt failed");
 }
+
+/// A test is for who asked for it: no recovery counts it or sends it again.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn tests_of_a_webhook_are_not_recovered(pool: PgPool) {
+    let service = Service::start_with(config(&pool, &[("WEBHOOK_RETRY_SECONDS", "604800")]));
+    let works = Arc::new(AtomicBool::new(false));
+    let is_working = Arc::clone(&works);
+    let receiver = Receiver::start(move |_, _| {
+        let works = is_working.load(Ordering::SeqCst);
+        if works { StatusCode::OK } else { StatusCode::INTERNAL_SERVER_ERROR }.into_response()
+    })
+    .await;
+    let webhook = create(&service, &receiver.url("/"), json!({"enabled": false})).await;
+    let test = format!("{}/test", path(&webhook));
+    service.post(&test, &json!({})).await.expect(200);
+    service.post(&test, &json!({"event_type": "run.failed"})).await.expect(200);
+    works.store(true, Ordering::SeqCst);
+    service.post(&test, &json!({})).await.expect(200);
+    record(&pool, "run.failed", 1).await;
+    eventually("it is held", async || (in_state(&pool, "held").await == 1).then_some(())).await;
+    let enable = format!("{}/enable", path(&webhook));
+    service.post(&enable, &json!({"probe": false, "replay": "failed"})).await.expect(200);
+    eventually("what was held is delivered", async || (in_state(&pool, "delivered").await == 2).then_some(())).await;
+    for (which, count) in [("failed", 0), ("missing", 0), ("all", 1)] {
+        let body = |dry_run| json!({"since": "2026-01-01T00:00:00Z", "which": which, "dry_run": dry_run});
+        assert_eq!(recover(&service, &webhook, body(true), 200).await["deliveries"], count, "{which}");
+        recover(&service, &webhook, body(false), 202).await;
+    }
+    eventually("all recoveries have ended", async || {
+        let recoveries = get(&service, &webhook).await["recoveries"].as_array().cloned().expect("a list");
+        (recoveries.len() == 5 && recoveries.iter().all(|recovery| recovery["is_ended"] == true)).then_some(())
+    })
+    .await;
+    eventually("the event is delivered again", async || (in_state(&pool, "delivered").await == 2).then_some(())).await;
+    // Three tests, and the event twice.
+    receiver.got("/", 5).await;
+    let list = service.get(&format!("{}/deliveries?sort_order=asc", path(&webhook))).await.expect(200);
+    let seen: Vec<_> = list["items"].as_array().expect("a list").iter().map(|item| &item["is_test"]).collect();
+    assert_eq!(seen, [true, true, true, false]);
+}

@@ -352,3 +352,51 @@ async fn a_full_payload_of_a_waiting_run_has_the_address_of_its_callback(pool: P
     })
     .await;
 }
+
+/// B4 and pitfall 14: a receiver that asks for time gets it, a minute at least and up to twice the pause.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_receiver_is_left_alone_for_as_long_as_it_asks_within_bounds(pool: PgPool) {
+    let service = Service::start_by(config(&pool, &[]), Clock::stopped());
+    let cases = [
+        (503, Some("31536000"), 120.0..=120.0),
+        (429, Some("Fri, 01 Jan 2100 00:00:00 GMT"), 120.0..=120.0),
+        (503, Some("90"), 90.0..=90.0),
+        (504, Some("1"), 60.0..=60.0),
+        (502, None, 60.0..=60.0),
+        (500, Some("7"), 7.0..=7.0),
+        (500, Some("31536000"), 8.0..=12.0),
+        (500, Some("soon"), 4.0..=6.0),
+        (500, None, 4.0..=6.0),
+    ];
+    let answers = cases.clone();
+    let receiver = Receiver::start(move |received, _| {
+        let number = usize::try_from(received.json()["data"]["n"].as_u64().expect("a number")).expect("small");
+        let (status, retry_after, _) = &answers[number - 1];
+        let mut answer = StatusCode::from_u16(*status).expect("a status").into_response();
+        if let Some(value) = retry_after {
+            answer.headers_mut().insert("retry-after", value.parse().expect("a value"));
+        }
+        answer
+    })
+    .await;
+    let webhook = create(&service, &receiver.url("/"), json!({})).await;
+    let count = i32::try_from(cases.len()).expect("small");
+    record(&pool, "run.failed", count).await;
+    eventually("all have failed", async || (get(&service, &webhook).await["failures"] == count).then_some(())).await;
+    let list = service.get(&format!("{}/deliveries", path(&webhook))).await.expect(200);
+    assert_eq!(list["total"], count);
+    for item in list["items"].as_array().expect("a list") {
+        let shown = delivery(&service, &item["id"]).await;
+        let number = usize::try_from(shown["body"]["data"]["n"].as_u64().expect("a number")).expect("small");
+        let (status, retry_after, expected) = &cases[number - 1];
+        let attempt = &shown["attempt_log"][0];
+        assert_eq!((&attempt["status_code"], &attempt["retry_after"]), (&json!(status), &json!(retry_after)));
+        let time = |value: &Value| -> chrono::DateTime<chrono::Utc> {
+            value.as_str().expect("a time").parse().unwrap_or_else(|error| panic!("{error}: {value}"))
+        };
+        let pause = (time(&shown["next_attempt_at"]) - time(&attempt["started_at"])).as_seconds_f64();
+        // The database keeps microseconds.
+        let rounded = (pause * 1000.0).round() / 1000.0;
+        assert!(expected.contains(&rounded), "{status} with {retry_after:?}: {pause} s");
+    }
+}

@@ -64,6 +64,8 @@ pub struct WebhookDelivery {
     /// State of the delivery.
     #[schema(value_type = sets::WebhookDeliveryState)]
     state: String,
+    /// Whether it is a test of the webhook; no recovery sends it again.
+    is_test: bool,
     /// Number of attempts that have ended.
     attempts: i32,
     /// Whether an attempt is under way.
@@ -94,6 +96,7 @@ impl From<DeliveryRow> for WebhookDelivery {
             run_id: row.run_id,
             seq: row.seq,
             state: row.state,
+            is_test: row.is_test,
             attempts: row.attempts,
             is_under_way: row.is_under_way,
             next_attempt_at: row.due_at,
