@@ -4,6 +4,8 @@
 //!
 //! The caller limits the time.
 
+use std::time::Duration;
+
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::Response;
 use serde_json::value::RawValue;
@@ -25,6 +27,8 @@ use crate::{
 
 /// Maximum size of an answer.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// Time without a byte after which a stream counts as broken.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// Maximum number of pages of a list that are read.
 const MAX_PAGES: usize = 20;
 /// Maximum length of the id of a session, and of a cursor.
@@ -254,7 +258,8 @@ impl Server<'_> {
             let json = body.json().map(ToOwned::to_owned);
             return Ok(json.map_err(|fault| format!("the answer is not a JSON-RPC 2.0 response: {fault}")));
         }
-        let mut events = EventReader::of_large_events(response, self.clock, MAX_ANSWER_BYTES);
+        let events = EventReader::of_large_events(response, self.clock, MAX_ANSWER_BYTES);
+        let mut events = events.broken_by_silence(MAX_SILENCE);
         while let Ok(event) = events.next().await {
             let Ok(json) = check_json(event.data.as_bytes()) else { break };
             if member(json, "method").is_none() {

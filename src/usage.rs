@@ -4,6 +4,7 @@ mod cost;
 mod limits;
 mod price;
 
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 pub use self::{
@@ -29,7 +30,7 @@ const EXPECTED_OUTPUT_TOKENS: u64 = 4096;
 const METADATA_NAMES: [&str; 2] = ["usage", "adk_usage_metadata"];
 
 /// Tokens that one call has used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Tokens of the input.
     pub input_tokens: u64,
@@ -64,14 +65,35 @@ impl Usage {
     /// those of its artifacts.
     #[must_use]
     pub fn of_a2a(result: &RawValue) -> Option<Self> {
+        Self::told_by_a2a(result).map(|(usage, _)| usage)
+    }
+
+    /// The same, if it is what the task has used in all its rounds, and not only in the last one.
+    #[must_use]
+    pub fn of_whole_task(result: &RawValue) -> Option<Self> {
+        Self::told_by_a2a(result).filter(|(_, is_whole)| *is_whole).map(|(usage, _)| usage)
+    }
+
+    /// Usage of an A2A task since it has told to have used `before`.
+    #[must_use]
+    pub fn of_a2a_since(result: &RawValue, before: Self) -> Option<Self> {
+        let (usage, is_whole) = Self::told_by_a2a(result)?;
+        Some(if is_whole { usage.minus(before) } else { usage })
+    }
+
+    /// Usage that an A2A task or message tells, and whether it is that of all rounds of the task.
+    fn told_by_a2a(result: &RawValue) -> Option<(Self, bool)> {
         // Version 1.0 wraps the result.
         let result = member(result, "task").or_else(|| member(result, "message")).unwrap_or(result);
+        let is_task = member(result, "status").is_some();
         let of_status = || member(member(result, "status")?, "message").and_then(Self::of_metadata_in);
         let of_artifacts = || {
             let artifacts = member(result, "artifacts").and_then(elements)?;
             artifacts.into_iter().filter_map(Self::of_metadata_in).reduce(Self::plus)
         };
-        Self::of_metadata_in(result).or_else(of_status).or_else(of_artifacts)
+        let own = Self::of_metadata_in(result).map(|usage| (usage, is_task));
+        let of_status = || of_status().map(|usage| (usage, false));
+        own.or_else(of_status).or_else(|| of_artifacts().map(|usage| (usage, is_task)))
     }
 
     fn of_metadata_in(holder: &RawValue) -> Option<Self> {
@@ -104,6 +126,15 @@ impl Usage {
         Self {
             input_tokens: (self.input_tokens + other.input_tokens).min(MAX_CALL_TOKENS),
             output_tokens: (self.output_tokens + other.output_tokens).min(MAX_CALL_TOKENS),
+        }
+    }
+
+    /// Difference, at least zero.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.saturating_sub(other.input_tokens),
+            output_tokens: self.output_tokens.saturating_sub(other.output_tokens),
         }
     }
 
@@ -177,6 +208,24 @@ mod tests {
             (r#"{"id":"t","usage":{"input_tokens":1}}"#.to_owned(), None),
         ] {
             assert_eq!(tokens(Usage::of_a2a(raw(&json))), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn what_a_task_tells_of_all_its_rounds_counts_once() {
+        let before = Usage { input_tokens: 3, output_tokens: 2 };
+        let usage = r#""metadata":{"usage":{"input_tokens":5,"output_tokens":2}}"#;
+        for (json, whole, since) in [
+            (format!(r#"{{"status":{{}},{usage}}}"#), Some((5, 2)), Some((2, 0))),
+            (format!(r#"{{"task":{{"status":{{}},{usage}}}}}"#), Some((5, 2)), Some((2, 0))),
+            (format!(r#"{{"status":{{}},"artifacts":[{{{usage}}},{{{usage}}}]}}"#), Some((10, 4)), Some((7, 2))),
+            // What is told of a message is only of that.
+            (format!(r#"{{"status":{{"message":{{{usage}}}}}}}"#), None, Some((5, 2))),
+            (format!(r#"{{"message":{{"parts":[],{usage}}}}}"#), None, Some((5, 2))),
+            (r#"{"status":{}}"#.to_owned(), None, None),
+        ] {
+            assert_eq!(tokens(Usage::of_whole_task(raw(&json))), whole, "{json}");
+            assert_eq!(tokens(Usage::of_a2a_since(raw(&json), before)), since, "{json}");
         }
     }
 }

@@ -104,10 +104,8 @@ impl Card {
         if self.interfaces.is_empty() {
             return Ok(None);
         }
-        let found = self
-            .json_rpc(Version::V1)
-            .or_else(|| self.json_rpc(Version::V03))
-            .or_else(|| self.find(&Binding::HttpJson, Version::V1));
+        let found =
+            self.json_rpc(Version::V1).or_else(|| self.json_rpc(Version::V03)).or_else(|| self.http_json(Version::V1));
         found.map(Some).ok_or_else(|| {
             let mut offered: Vec<String> = Vec::new();
             for Interface { binding, version, .. } in &self.interfaces {
@@ -127,6 +125,12 @@ impl Card {
     #[must_use]
     pub fn json_rpc(&self, version: Version) -> Option<&Interface> {
         self.find(&Binding::JsonRpc, version)
+    }
+
+    /// The interface for this version by HTTP+JSON, which is known only with 1.0.
+    #[must_use]
+    pub fn http_json(&self, version: Version) -> Option<&Interface> {
+        self.find(&Binding::HttpJson, version).filter(|_| version == Version::V1)
     }
 
     fn find(&self, binding: &Binding, version: Version) -> Option<&Interface> {

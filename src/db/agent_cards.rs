@@ -83,11 +83,14 @@ pub async fn record(pool: &Pool, owner: &CardOwner, checked: Checked, audit: boo
         match checked {
             Checked::Card { card, etag, signature } => {
                 let changed = before.as_ref().map(|before| card::changed_members(&before.0, &card));
+                // What was seen before says nothing about another card.
+                let is_other = changed.as_ref().is_none_or(|members| !members.is_empty());
                 let changed = changed.filter(|members| !members.is_empty());
                 let sql = "UPDATE agent_cards
                            SET card = $2, etag = $3, signature = $4, problem = NULL, fetched_at = now(),
                                checked_at = now(), updated_at = now(), changed_members = coalesce($5, changed_members),
-                               changed_at = CASE WHEN $5::text[] IS NULL THEN changed_at ELSE now() END
+                               changed_at = CASE WHEN $5::text[] IS NULL THEN changed_at ELSE now() END,
+                               seen_at = CASE WHEN $6 THEN NULL ELSE seen_at END
                            WHERE agent_id = $1";
                 sqlx::query(sql)
                     .bind(owner.agent_id)
@@ -95,6 +98,7 @@ pub async fn record(pool: &Pool, owner: &CardOwner, checked: Checked, audit: boo
                     .bind(etag)
                     .bind(signature)
                     .bind(&changed)
+                    .bind(is_other)
                     .execute(&mut *transaction)
                     .await?;
                 if let Some(members) = changed.filter(|_| audit) {

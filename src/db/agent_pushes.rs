@@ -30,6 +30,13 @@ pub async fn add(pool: &Pool, new: &NewPush) -> Result<(), Error> {
     Ok(())
 }
 
+/// Makes the addresses that another executor gave the agent for a message report to this one. Returns whether there are
+/// any.
+pub async fn adopt(db: impl PgExecutor<'_>, attempt_id: &str, waiter: Uuid) -> Result<bool, Error> {
+    let sql = "UPDATE agent_pushes SET waiter = $2 WHERE attempt_id = $1";
+    Ok(sqlx::query(sql).bind(attempt_id).bind(waiter).execute(db).await?.rows_affected() > 0)
+}
+
 /// Whether there is such an address with that token.
 pub async fn is_expected(db: impl PgExecutor<'_>, id: Uuid, token_hash: &[u8]) -> Result<bool, Error> {
     let sql = "SELECT EXISTS (SELECT FROM agent_pushes WHERE id = $1 AND token_hash = $2 AND expires_at > now())";

@@ -12,15 +12,12 @@ use crate::{
 
 /// Maximum size of one event, unless the reader is made for larger ones.
 const MAX_EVENT_BYTES: usize = 1 << 20;
-/// Time without a byte after which a stream counts as broken.
-const MAX_SILENCE: Duration = Duration::from_secs(30);
-
 /// Reason why there is no further event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
     /// The agent has ended the stream.
     Complete,
-    /// The connection broke or is silent.
+    /// The connection broke, or is silent for too long.
     Broken,
     /// An event, or the stream, is too large.
     TooLarge,
@@ -35,19 +32,27 @@ pub struct EventReader<'a> {
     left: usize,
     /// Maximum size of one event.
     max_event: usize,
+    /// Time without a byte after which the stream counts as broken; `None`: the time-out of the call is the limit.
+    max_silence: Option<Duration>,
 }
 
 impl<'a> EventReader<'a> {
-    /// `limit` is the maximum size of the stream.
+    /// `limit` is the maximum size of the stream. However long it is silent, it counts as under way.
     #[must_use]
     pub fn new(response: Response, clock: &'a Clock, limit: usize) -> Self {
-        Self { response, parser: Parser::default(), clock, left: limit, max_event: MAX_EVENT_BYTES }
+        Self { response, parser: Parser::default(), clock, left: limit, max_event: MAX_EVENT_BYTES, max_silence: None }
     }
 
     /// As [`Self::new`], if one event may be as large as the stream.
     #[must_use]
     pub fn of_large_events(response: Response, clock: &'a Clock, limit: usize) -> Self {
         Self { max_event: limit, ..Self::new(response, clock, limit) }
+    }
+
+    /// The same, but the stream counts as broken after this time without a byte.
+    #[must_use]
+    pub fn broken_by_silence(self, max_silence: Duration) -> Self {
+        Self { max_silence: Some(max_silence), ..self }
     }
 
     /// Whether the answer is an event stream.
@@ -72,9 +77,15 @@ impl<'a> EventReader<'a> {
         if let Some(event) = self.parser.next_event() {
             return Ok(Some(event));
         }
+        let silence = async {
+            match self.max_silence {
+                Some(most) => self.clock.sleep(most).await,
+                None => std::future::pending().await,
+            }
+        };
         let chunk = tokio::select! {
             chunk = self.response.chunk() => chunk,
-            () = self.clock.sleep(MAX_SILENCE) => return Err(StreamEnd::Broken),
+            () = silence => return Err(StreamEnd::Broken),
         };
         let Ok(chunk) = chunk else { return Err(StreamEnd::Broken) };
         let Some(bytes) = chunk else {

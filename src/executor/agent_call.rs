@@ -20,7 +20,7 @@ mod responses_stream;
 
 pub(super) use self::{
     failure::{CallErrorKind, Failure},
-    in_flight::cancel_task,
+    in_flight::{Cancelled, cancel_task},
     interrupted::Interrupted,
     mcp::cancel_task as cancel_mcp_task,
 };
@@ -237,6 +237,12 @@ impl Wire<'_> {
     fn used(&self, usage: Option<Usage>) {
         let mut noted = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         *noted = usage.or(*noted);
+    }
+
+    /// Whether the agent may have got the message already: from an executor that died, or before its answer was lost.
+    fn is_repeat(&self) -> bool {
+        let Request { attempt_id, row: (_, row_id), conversation, .. } = &self.request;
+        if conversation.answered.is_some() { conversation.is_in_doubt } else { attempt_id != row_id }
     }
 
     fn key(&self) -> String {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 pub(super) use self::route::{HttpRequest, Route};
 use super::agents::{Agent, Protocol};
 use crate::{
-    a2a::{self, Card, Operation, Signature, Version, card, request},
+    a2a::{self, Binding, Card, Operation, Signature, Version, card, request},
     access::OrganizationId,
     agent::{A2aConfig, Credentials},
     cache::Cache,
@@ -73,6 +73,8 @@ struct Slot {
     known: Mutex<Known>,
     /// Whether it is known if there is a card.
     is_certain: watch::Sender<bool>,
+    /// Held while what has become known is written, so that a version is noted after the card that led to it.
+    writes: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -97,14 +99,24 @@ impl Known {
         }
     }
 
-    /// Takes the version over that another executor has seen an agent without a card speak.
-    fn pin(&mut self, row: &CardRow, now: Instant) {
+    /// Takes the version over that another executor has seen the agent speak instead of the one of its card.
+    fn pin(&mut self, row: &CardRow, config: &A2aConfig, now: Instant) {
         let seen = row.protocol_seen.as_deref().and_then(Version::parse).zip(row.seen_at);
-        // 0.3 is spoken without a card anyway.
-        let seen = seen.filter(|(version, _)| *version == Version::V1);
-        let Some((version, seen_at)) = seen.filter(|_| row.card.is_none() && self.pinned.is_none()) else { return };
+        let expected = match Found::of_row(row, config) {
+            Found::Card(card) => match card.choose() {
+                Ok(Some(interface)) if interface.binding != Binding::JsonRpc => return,
+                Ok(interface) => interface.and_then(|interface| interface.version).unwrap_or(Version::V03),
+                Err(_) => return,
+            },
+            // Without a card 0.3 is spoken.
+            Found::None | Found::Unknown => Version::V03,
+        };
+        let seen = seen.filter(|(version, _)| *version != expected && self.pinned.is_none());
+        let Some((version, seen_at)) = seen else { return };
         let age = (row.read_at - seen_at).to_std().unwrap_or_default();
         self.pinned = PINNED.checked_sub(age).map(|left| (version, now + left));
+        // It is not noted anew, which would make the hour longer.
+        self.noted = now.checked_sub(age).map(|noted_at| (version, noted_at));
     }
 }
 
@@ -133,9 +145,6 @@ impl Cards {
         config: &A2aConfig,
     ) -> Result<Route, String> {
         let own = own_url(agent)?;
-        if config.protocol.is_some() {
-            return Route::decide(own, config, None, None);
-        }
         let slot = self.slot(agent);
         let began = self.refresh_if_due(&slot, agent, organization, config);
         let is_known = *slot.is_certain.borrow();
@@ -184,6 +193,7 @@ impl Cards {
         }
         let (pool, owner) = (self.0.pool.clone(), owner(agent, organization));
         tokio::spawn(async move {
+            let _writing = slot.writes.lock().await;
             let written =
                 db::bounded(async move { agent_cards::record_version(&pool, &owner, version.as_str()).await });
             if let Err(error) = written.await {
@@ -233,13 +243,13 @@ impl Cards {
         if let Some(row) = row.as_ref().filter(|row| row.checked_at.is_some()) {
             if let Some(left) = fresh_for(row) {
                 // Another executor has read it.
-                slot.known().pin(row, self.0.clock.instant());
+                slot.known().pin(row, config, self.0.clock.instant());
                 return (Found::of_row(row, config), left);
             }
             // Meanwhile calls use the one that is stored.
             let mut known = slot.known();
             known.set(Found::of_row(row, config));
-            known.pin(row, self.0.clock.instant());
+            known.pin(row, config, self.0.clock.instant());
             drop(known);
             slot.is_certain.send_replace(true);
         }
@@ -270,6 +280,7 @@ impl Cards {
                 (Checked::Failed(problem), found, DEFAULT_AGE)
             }
         };
+        let _writing = slot.writes.lock().await;
         // Calls go on before it is stored.
         slot.known().set(found);
         slot.is_certain.send_replace(true);

@@ -7,6 +7,7 @@ use crate::{
     a2a::{Task, TaskState},
     input::{check_json, elements, member, members, object_of, shorten_to, text, to_raw},
     mcp::reply::{Elicitation, Questions},
+    usage::Usage,
 };
 
 /// Maximum characters of the text of a question.
@@ -45,6 +46,8 @@ pub(super) struct AgentQuestion {
     timestamp: Option<String>,
     /// What the answer to an MCP server needs.
     of_server: Option<OfServer>,
+    /// What the task has told to have used until then.
+    pub(super) used: Option<Usage>,
 }
 
 /// What the answer to an MCP server needs.
@@ -72,6 +75,8 @@ struct Stored<'a> {
     timestamp: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     of_server: Option<&'a OfServer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used: Option<Usage>,
 }
 
 impl AgentQuestion {
@@ -96,6 +101,7 @@ impl AgentQuestion {
             message_id: raw.and_then(|message| member(message, "messageId")).and_then(text).filter(is_id),
             timestamp: timestamp.filter(is_id),
             of_server: None,
+            used: Usage::of_whole_task(task.raw()),
         })
     }
 
@@ -127,6 +133,7 @@ impl AgentQuestion {
             message_id: None,
             timestamp: None,
             of_server: Some(OfServer { keys, state }),
+            used: None,
         })
     }
 
@@ -174,6 +181,7 @@ impl AgentQuestion {
             message_id: None,
             timestamp: None,
             of_server: None,
+            used: None,
         }
     }
 
@@ -218,6 +226,7 @@ impl AgentQuestion {
             message_id: self.message_id.as_deref(),
             timestamp: self.timestamp.as_deref(),
             of_server: self.of_server.as_ref(),
+            used: self.used,
         })
     }
 
@@ -244,6 +253,7 @@ impl AgentQuestion {
                     .collect(),
                 state: member(of_server, "state").filter(|state| state.get() != "null").map(ToOwned::to_owned),
             }),
+            used: given("used").and_then(Usage::read),
         };
         Some((texts("agent")?, question))
     }

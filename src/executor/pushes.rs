@@ -54,12 +54,17 @@ struct State {
     over: Vec<String>,
 }
 
-/// Address that an agent gets with a message. Dropped when its task is not waited for any more.
+/// Address that an agent gets with a message.
 pub(super) struct ExpectedPush {
-    pushes: Pushes,
-    attempt_id: String,
     pub(super) url: String,
     pub(super) token: String,
+    pub(super) awaited: AwaitedPush,
+}
+
+/// Notifications for the task of a message. Dropped when the task is not waited for any more.
+pub(super) struct AwaitedPush {
+    pushes: Pushes,
+    attempt_id: String,
     arrived: Arc<Notify>,
     /// Cancelled when the driver stops: another executor may continue the run, and the address is left to it.
     stop: CancellationToken,
@@ -93,17 +98,22 @@ impl Pushes {
             tracing::debug!(error = &error as &dyn std::error::Error, "an agent gets no address for pushes: {error}");
             return None;
         }
+        Some(ExpectedPush { url: format!("{url}{id}"), token, awaited: self.awaited(attempt_id, stop) })
+    }
+
+    /// The addresses that another executor has given the agent for the task of this message; `None`: there are none.
+    pub(super) async fn adopt(&self, attempt_id: &str, stop: &CancellationToken) -> Option<AwaitedPush> {
+        self.0.url.as_ref()?;
+        let (pool, id, waiter) = (self.0.pool.clone(), attempt_id.to_owned(), self.0.waiter);
+        let adopted = db::bounded(async move { agent_pushes::adopt(&pool, &id, waiter).await }).await;
+        report(adopted).then(|| self.awaited(attempt_id, stop))
+    }
+
+    fn awaited(&self, attempt_id: &str, stop: &CancellationToken) -> AwaitedPush {
         let arrived = Arc::new(Notify::new());
         self.state().waiting.insert(attempt_id.to_owned(), Arc::clone(&arrived));
         self.0.begun.notify_one();
-        Some(ExpectedPush {
-            pushes: self.clone(),
-            attempt_id: attempt_id.to_owned(),
-            url: format!("{url}{id}"),
-            token,
-            arrived,
-            stop: stop.clone(),
-        })
+        AwaitedPush { pushes: self.clone(), attempt_id: attempt_id.to_owned(), arrived, stop: stop.clone() }
     }
 
     async fn run(self, clock: Clock, settled: CancellationToken) {
@@ -153,14 +163,14 @@ fn report<T: Default>(result: Result<T, db::Error>) -> T {
     })
 }
 
-impl ExpectedPush {
+impl AwaitedPush {
     /// Returns when a notification has arrived since the last one.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;
     }
 }
 
-impl Drop for ExpectedPush {
+impl Drop for AwaitedPush {
     fn drop(&mut self) {
         let mut state = self.pushes.state();
         // The run may have come back here, and wait again.

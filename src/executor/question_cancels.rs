@@ -5,11 +5,10 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use http::StatusCode;
 
 use super::{
     Executor,
-    agent_call::{cancel_mcp_task, cancel_task},
+    agent_call::{Cancelled, cancel_mcp_task, cancel_task},
     agent_question::AgentQuestion,
     agents::{Protocol, Seen},
 };
@@ -54,14 +53,9 @@ impl Executor {
 
     async fn cancel_given_up(&self, task: GivenUp) {
         let run_id = &task.run_id;
-        let status = tokio::time::timeout(CANCEL_TIME, self.request_cancellation(&task)).await.ok().flatten();
-        tracing::debug!(run_id, ?status, "a task whose question was given up is cancelled");
-        // A refusal is an answer in JSON-RPC. What is not there any more needs no cancellation.
-        let is_done = status.is_some_and(|status| {
-            status.is_success()
-                || matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT | StatusCode::BAD_REQUEST)
-        });
-        if !is_done {
+        let answer = tokio::time::timeout(CANCEL_TIME, self.request_cancellation(&task)).await.ok().flatten();
+        tracing::debug!(run_id, outcome = ?answer, "a task whose question was given up is cancelled");
+        if answer != Some(Cancelled::Done) {
             return;
         }
         let (pool, id) = (self.pool.clone(), task.id);
@@ -71,8 +65,8 @@ impl Executor {
         }
     }
 
-    /// Status of the answer to a cancellation; `None`: there is none, or the agent cannot be called any more.
-    async fn request_cancellation(&self, task: &GivenUp) -> Option<StatusCode> {
+    /// The answer to a cancellation; `None`: there is none, or the agent cannot be called any more.
+    async fn request_cancellation(&self, task: &GivenUp) -> Option<Cancelled> {
         let (agent_name, question) = AgentQuestion::from_stored(&task.question.0)?;
         let organization = OrganizationId::stored(&task.organization_id);
         let seen = Seen { since: self.clock.instant(), version: None };
@@ -81,11 +75,16 @@ impl Executor {
         let config = match &agent.protocol {
             Protocol::A2a(config) => config,
             // There is nothing to cancel.
-            Protocol::Mcp(_) if question.task_id.is_empty() => return Some(StatusCode::NOT_FOUND),
+            Protocol::Mcp(_) if question.task_id.is_empty() => return Some(Cancelled::Done),
             Protocol::Mcp(_) => return cancel_mcp_task(self, &agent, &question.task_id, (&correlation_id, None)).await,
             _ => return None,
         };
         let route = self.cards.route(&agent, &organization, config).await.ok()?;
+        let answer = cancel_task(self, &agent, &route, &question.task_id, (&correlation_id, None)).await;
+        if answer != Some(Cancelled::UnknownVersion) || !route.may_fall_back(config) {
+            return answer;
+        }
+        let route = self.cards.other_route(&agent, config, &route).ok()?;
         cancel_task(self, &agent, &route, &question.task_id, (&correlation_id, None)).await
     }
 }

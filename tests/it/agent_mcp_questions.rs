@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::db::migrations::MIGRATOR;
@@ -70,7 +70,11 @@ async fn tasks() -> (Arc<Mutex<Tasks>>, Agent, String) {
             }
             "tasks/cancel" => {
                 tasks.is_cancelled = true;
-                rpc(call, &json!({"resultType": "complete"}))
+                // A server may answer in an event stream.
+                let progress = json!({"jsonrpc": "2.0", "method": "notifications/progress", "params": {}});
+                let answer = json!({"jsonrpc": "2.0", "id": call.body["id"], "result": {"resultType": "complete"}});
+                ([("content-type", "text/event-stream")], format!("data: {progress}\n\ndata: {answer}\n\n"))
+                    .into_response()
             }
             _ => {
                 let task = |status: &str| json!({"taskId": "t-1", "status": status, "pollIntervalMs": 1, "resultType": "complete"});
@@ -232,6 +236,12 @@ async fn a_cancelled_run_cancels_the_task_that_asks(pool: PgPool) {
     parked(&pool, &run_id).await;
     world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
     eventually("its task is cancelled", async || tasks.lock().expect("no panic").is_cancelled.then_some(())).await;
+    eventually("that is noted", async || {
+        let sql = "SELECT cancels::int, cancel_at IS NOT NULL FROM step_waits WHERE run_id = $1";
+        let noted: (i32, bool) = sqlx::query_as(sql).bind(&run_id).fetch_one(&pool).await.expect("a question");
+        (noted == (1, false)).then_some(())
+    })
+    .await;
 }
 
 /// Questions that are too many or too large, or that no person can answer.

@@ -1,4 +1,4 @@
-//! A2A agents of all versions and bindings: which is spoken, by their cards, their settings and their answers.
+//! A2A agents of all versions and bindings: their requests and answers, their cards and their credentials.
 
 use std::{
     sync::{
@@ -22,12 +22,12 @@ use workflow_api::{a2a::canonical::canonical, db::migrations::MIGRATOR};
 
 use crate::{
     access::ed,
-    path::{Agent, Call, Executor},
+    path::{Agent, Call},
     service::eventually,
     steps::{Ended, World},
 };
 
-const CARD: &str = "/.well-known/agent-card.json";
+pub const CARD: &str = "/.well-known/agent-card.json";
 
 /// A card that offers these interfaces: path, binding and version of each.
 pub fn card(url: &str, interfaces: &[(&str, &str, &str)], more: &Value) -> Value {
@@ -80,6 +80,16 @@ pub fn done(call: &Call) -> Response {
     }
 }
 
+/// An answer that goes on for ever without an end of its JSON.
+pub fn dripping() -> Response {
+    let ticks = tokio::time::interval(Duration::from_millis(50));
+    let pieces = futures_util::stream::unfold(ticks, async |mut ticks| {
+        ticks.tick().await;
+        Some((Ok::<_, std::io::Error>(" "), ticks))
+    });
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(Box::pin(pieces))).into_response()
+}
+
 /// A world with this agent, called `a`, which is tried once and has no circuit breaker.
 pub async fn world(pool: &PgPool, members: &Value) -> World {
     let world = World::start(pool, &[]).await;
@@ -101,7 +111,7 @@ async fn shown(world: &World) -> Value {
 }
 
 /// The agent as shown once that holds.
-async fn shown_when(world: &World, holds: impl Fn(&Value) -> bool) -> Value {
+pub async fn shown_when(world: &World, holds: impl Fn(&Value) -> bool) -> Value {
     eventually("the agent is shown so", async || Some(shown(world).await).filter(|agent| holds(agent))).await
 }
 
@@ -192,74 +202,6 @@ async fn an_agent_of_today_with_a_card_of_0_3_sees_no_change(pool: PgPool) {
     assert_eq!(run(&world, json!({"n": 1})).await.output()["text"], "by 0.3");
     assert_eq!(methods(&agent), ["message/send"]);
     assert_eq!(agent.calls()[0].body["params"]["message"]["parts"][0]["kind"], "text");
-}
-
-/// What an agent speaks, what is expected of it, and what it is asked by the first run and by the second.
-type Case = (&'static str, Option<&'static str>, Value, &'static [&'static str], &'static [&'static str]);
-
-#[sqlx::test(migrator = "MIGRATOR")]
-async fn the_other_version_is_tried_once_where_nothing_was_done(pool: PgPool) {
-    let auto = || json!(null);
-    let cases: [Case; 9] = [
-        // Unknown method, and unknown version, in both directions.
-        ("1.0", None, auto(), &["message/send", "SendMessage"], &["SendMessage"]),
-        ("0.3", Some("1.0"), auto(), &["SendMessage", "message/send"], &["message/send"]),
-        ("1.0 by -32009", None, auto(), &["message/send", "SendMessage"], &["SendMessage"]),
-        ("1.0 by -32009 and 400", None, auto(), &["message/send", "SendMessage"], &["SendMessage"]),
-        // Neither: once is enough.
-        ("none", None, auto(), &["message/send", "SendMessage"], &["message/send", "SendMessage"]),
-        // Something may have been done.
-        ("500", None, auto(), &["message/send"], &["message/send"]),
-        ("-32602", None, auto(), &["message/send"], &["message/send"]),
-        // The settings decide.
-        ("1.0", None, json!({"protocol": "0.3"}), &["message/send"], &["message/send"]),
-        ("0.3", Some("0.3"), json!({"protocol": "1.0"}), &["SendMessage"], &["SendMessage"]),
-    ];
-    let (agent, url) = Agent::start_with(
-        |url| {
-            let card = card(url, &[("1.0", "JSONRPC", "1.0")], &json!({}));
-            Router::new().route(&format!("/1{CARD}"), get(move || std::future::ready(Json(card))))
-        },
-        |_, call| {
-            let speaks = call.headers["x-speaks"].to_str().expect("ASCII");
-            let is_1 = method(call) == "SendMessage";
-            match speaks {
-                "500" => (StatusCode::INTERNAL_SERVER_ERROR, rpc_error(call, -32601)).into_response(),
-                "-32602" => rpc_error(call, -32602),
-                "none" => rpc_error(call, -32601),
-                "1.0 by -32009" if !is_1 => rpc_error(call, -32009),
-                "1.0 by -32009 and 400" if !is_1 => (StatusCode::BAD_REQUEST, rpc_error(call, -32009)).into_response(),
-                "0.3" if is_1 => rpc_error(call, -32601),
-                "1.0" if !is_1 => rpc_error(call, -32601),
-                _ => done(call),
-            }
-        },
-    )
-    .await;
-    let world = World::start(&pool, &[]).await;
-    for (number, (speaks, card, config, first, second)) in cases.into_iter().enumerate() {
-        let name = format!("agent-{number}");
-        let path = if card == Some("1.0") { "1" } else { "without" };
-        let body = json!({"name": name, "url": format!("{url}{path}"), "config": config, "auth_type": "apikey",
-            "circuit_breaker_config": {"enabled": false}, "auth_config": {"key": speaks, "header_name": "X-Speaks"},
-            "retry_config": {"max_retries": 1, "initial_delay_ms": 100, "max_delay_ms": 1000}});
-        world.service.post("/api/v1/agents", &body).await.expect(201);
-        for expected in [first, second] {
-            let before = agent.calls().len();
-            let steps = json!({"ask": {"id": "ask", "agent_name": name, "input_mapping": {"text": "x"}}});
-            world.run("ask", &steps, &json!({})).await;
-            assert_eq!(methods(&agent)[before..], *expected, "{speaks} {card:?}");
-        }
-    }
-    // The messages of both attempts have one id, and after an hour the card counts again.
-    let calls = agent.calls();
-    let id = |index: usize| calls[index].body["params"]["message"]["messageId"].clone();
-    assert_eq!(id(0), id(1));
-    let before = calls.len();
-    world.service.clock.advance(Duration::from_mins(61));
-    let steps = json!({"ask": {"id": "ask", "agent_name": "agent-1", "input_mapping": {"text": "x"}}});
-    world.run("ask", &steps, &json!({})).await.output();
-    assert_eq!(methods(&agent)[before..], ["SendMessage", "message/send"]);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -558,6 +500,7 @@ async fn each_type_of_credentials_is_sent_and_the_card_for_authenticated_clients
             _ => None,
         };
         assert_eq!(authorization.as_deref(), expected, "{name}");
+        assert_eq!(sent.uri.query(), (name == "query").then_some("api_key=k3y"), "{name}");
         let path = format!("/api/v1/agents?name={name}");
         let shown = world.service.get(&path).await.expect(200)["items"][0].clone();
         let path = format!("/api/v1/agents/{}", shown["id"].as_str().expect("an id"));
@@ -576,26 +519,24 @@ async fn each_type_of_credentials_is_sent_and_the_card_for_authenticated_clients
     assert_eq!(errors, ["body.auth_config.token_url value_error"]);
 }
 
+/// Of a message, and of the question for its task.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn the_next_executor_knows_what_the_first_has_found(pool: PgPool) {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&asked);
-    let routes = |url: &str| {
-        let card = card(url, &[("", "JSONRPC", "1.0")], &json!({}));
-        Router::new().route(
-            CARD,
-            get(async move || {
-                counted.fetch_add(1, Ordering::SeqCst);
-                Json(card)
-            }),
-        )
-    };
-    let (agent, url) = Agent::start_with(routes, |_, call| done(call)).await;
-    let mut world = world(&pool, &json!({"url": url})).await;
-    run(&world, json!({"text": "x"})).await.output();
-    shown_when(&world, |agent| agent["protocol_seen"] == "1.0").await;
-    world.executor.take().expect("an executor").stop().await;
-    let _next = Executor::start(&world.service);
-    run(&world, json!({"text": "x"})).await.output();
-    assert_eq!((methods(&agent), asked.load(Ordering::SeqCst)), (vec!["SendMessage".to_owned(); 2], 1));
+async fn an_answer_that_drips_ends_with_the_time_of_the_agent(pool: PgPool) {
+    let (agent, url) = Agent::start(|_, call| match (method(call), call.body["params"]["message"].is_object()) {
+        ("message/send", _) if call.text() == "at once" => dripping(),
+        ("message/send", _) => rpc(call, &json!({"kind": "task", "id": "t", "status": {"state": "working"}})),
+        ("tasks/get", _) => dripping(),
+        _ => rpc(call, &json!({"kind": "task", "id": "t", "status": {"state": "canceled"}})),
+    })
+    .await;
+    let world = world(&pool, &json!({"url": url, "timeout_ms": 1000})).await;
+    for (text, cancels) in [("at once", 0), ("later", 1)] {
+        let ended = run(&world, json!({"text": text})).await;
+        assert!(ended.cause().contains("no complete answer within 1000 ms"), "{text}: {}", ended.cause());
+        eventually("the task is cancelled", async || {
+            let cancelled = agent.calls().iter().filter(|call| method(call) == "tasks/cancel").count();
+            (cancelled == cancels).then_some(())
+        })
+        .await;
+    }
 }

@@ -238,6 +238,35 @@ async fn a_question_fails_a_step_that_says_nothing_and_is_the_output_of_one_that
     }
 }
 
+/// A new task in the same conversation.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_step_with_only_the_context_of_another_begins_a_task_in_its_conversation(pool: PgPool) {
+    for is_new in [false, true] {
+        let (tasks, agent, url) = asking(json!([]), is_new).await;
+        let world = World::start(&pool, &[]).await;
+        let name = format!("talker-{is_new}");
+        world.service.post("/api/v1/agents", &json!({"name": name, "url": url})).await.expect(201);
+        let mut first = agent_step("first", &json!({"text": "begin"}));
+        let mut then = agent_step("then", &json!({"text": "go on"}));
+        first["next_step"] = "then".into();
+        then["context_id"] = "${first.output.context_id}".into();
+        for step in [&mut first, &mut then] {
+            step["agent_name"] = name.clone().into();
+        }
+        let steps = json!({"first": first, "then": then});
+        let workflow = json!({"name": name, "start_step": "first", "steps": steps});
+        let workflow = world.service.post("/api/v1/workflows", &workflow).await.expect(201);
+        let path = format!("/api/v1/workflows/{}/execute", workflow["id"].as_str().expect("an id"));
+        let run = world.service.post(&path, &json!({"input_data": {}})).await.expect(202);
+        let ended = world.end(run["run_id"].as_str().expect("an id").to_owned()).await;
+        assert_eq!(ended.row("then")["output_data"]["task_id"], "t-1");
+        assert_eq!(tasks.said(), [[json!("begin")], [json!("go on")]], "there are two tasks");
+        let message = agent.calls().last().expect("a call").body["params"]["message"].clone();
+        assert_eq!((&message["contextId"], &message["taskId"]), (&json!("c-of-t-0"), &Value::Null));
+        world.service.stop().await;
+    }
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn an_authorisation_is_only_that_somebody_has_given_it(pool: PgPool) {
     let (tasks, _agent, url) = asking(json!([{"text": "Let me read your mail", "auth": true}]), true).await;

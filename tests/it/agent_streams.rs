@@ -227,13 +227,36 @@ async fn whatever_happens_to_a_stream_the_task_is_queried(pool: PgPool) {
         let ended = run(&world, json!({"text": text})).await;
         assert_eq!(ended.cause(), format!("Step 'ask' failed: agent 'a': {expected}"), "{text}");
     }
-    let bytes: i64 = sqlx::query_scalar(
-        "SELECT coalesce(max(sum), 0)::int8 FROM (SELECT sum(length(text)) FROM step_deltas GROUP BY attempt_id) x",
-    )
-    .fetch_one(&pool)
-    .await
-    .expect("a number");
-    assert!(bytes <= 64 << 10, "{bytes}");
+}
+
+/// The rest is in the output, as always.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn of_an_attempt_no_more_than_64_kib_are_passed_on(pool: PgPool) {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let (_agent, url) = Agent::start_with(streaming, move |_, call| match call.body["method"].as_str() {
+        Some("SendStreamingMessage") => {
+            let mut list = vec![json!({"task": task("WORKING")})];
+            list.extend((0..10).map(|_| piece(&"x".repeat(20_000), true)));
+            list.extend([json!(null), status("COMPLETED")]);
+            events(of_task(call, &list), Arc::clone(&held))
+        }
+        _ => rpc(call, &task("COMPLETED")),
+    })
+    .await;
+    let world = world(&pool, &json!({"url": url})).await;
+    let run_id = begin(&world, json!({"text": "x"})).await;
+    let written = async || {
+        let sql = "SELECT coalesce(sum(length(text)), 0)::int8 FROM step_deltas";
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.expect("a number")
+    };
+    let most = eventually("all that may be is written", async || {
+        let written = written().await;
+        (written >= 64 << 10).then_some(written)
+    });
+    assert_eq!(most.await, 64 << 10);
+    gate.add_permits(1);
+    assert_eq!(world.end(run_id).await.output()["text"], "the whole answer");
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -260,6 +283,97 @@ async fn cancelling_a_run_cancels_the_task_whose_stream_is_read(pool: PgPool) {
         (&cancel.body["params"], &cancel.headers["a2a-version"]),
         (&json!({"id": "t"}), &"1.0".parse().expect("it"))
     );
+}
+
+/// Nothing is lost by a query, so it is not left to the time-out of the agent.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_task_whose_stream_is_silent_is_queried(pool: PgPool) {
+    let (agent, url) = Agent::start_with(streaming, |_, call| match call.body["method"].as_str() {
+        Some("SendStreamingMessage") => {
+            let list = [json!({"task": task("WORKING")}), piece("the ", false), json!(null), status("COMPLETED")];
+            events(of_task(call, &list), Arc::new(Semaphore::new(0)))
+        }
+        _ => rpc(call, &task("COMPLETED")),
+    })
+    .await;
+    let world = world(&pool, &json!({"url": url, "timeout_ms": 300_000})).await;
+    let run_id = begin(&world, json!({"text": "x"})).await;
+    Watched::open(&world.service, &run_id).await.named("step.output.delta").await;
+    assert_eq!(methods(&agent), ["SendStreamingMessage"]);
+    // It may not have begun to wait for the next event when the clock goes on.
+    let is_queried = async || {
+        world.service.clock.advance(Duration::from_secs(31));
+        (methods(&agent) == ["SendStreamingMessage", "GetTask"]).then_some(())
+    };
+    eventually("the task is queried", is_queried).await;
+    assert_eq!(world.end(run_id).await.output()["text"], "the whole answer");
+}
+
+/// A model may think for longer than that between two events, and a second call would be paid for too.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_stream_of_a_model_may_be_silent_for_as_long_as_the_agent_has_time(pool: PgPool) {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let (agent, url) = Agent::start(move |_, call| {
+        let list = if call.body["messages"].is_array() {
+            let chunk = |text: &str| json!({"id": "c", "choices": [{"index": 0, "delta": {"content": text}}]});
+            let end = json!({"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]});
+            vec![chunk("Hel"), json!(null), chunk("lo"), end, json!("[DONE]")]
+        } else {
+            let content = json!([{"type": "output_text", "text": "Hello"}]);
+            let response =
+                json!({"id": "r", "status": "completed", "output": [{"type": "message", "content": content}]});
+            vec![
+                json!({"type": "response.output_text.delta", "delta": "Hel"}),
+                json!(null),
+                json!({"type": "response.completed", "response": response}),
+            ]
+        };
+        events(list, Arc::clone(&held))
+    })
+    .await;
+    let world = World::start(&pool, &[]).await;
+    for (number, kind) in ["openai", "responses"].into_iter().enumerate() {
+        let body = json!({"name": kind, "url": url, "kind": kind, "timeout_ms": 300_000,
+            "config": {"model": "m", "streaming": true}});
+        world.service.post("/api/v1/agents", &body).await.expect(201);
+        let steps = json!({"ask": {"id": "ask", "agent_name": kind, "input_mapping": {"text": "x"}}});
+        let run_id = world.begin("ask", &steps, &json!({})).await;
+        Watched::open(&world.service, &run_id).await.named("step.output.delta").await;
+        for _ in 0..4 {
+            world.service.clock.advance(Duration::from_secs(31));
+            assert_eq!(world.service.get(&format!("/api/v1/runs/{run_id}")).await.expect(200)["status"], "RUNNING");
+        }
+        gate.add_permits(1);
+        let ended = world.end(run_id).await;
+        assert_eq!((&ended.output()["text"], agent.calls().len()), (&json!("Hello"), number + 1), "{kind}");
+        assert_eq!(ended.rows.len(), 1, "{kind}");
+    }
+}
+
+/// The task is kept once the stream has named it, not only at its end.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_next_executor_follows_a_task_whose_stream_was_read(pool: PgPool) {
+    let gate = Arc::new(Semaphore::new(0));
+    let (agent, url) = Agent::start_with(streaming, move |_, call| match call.body["method"].as_str() {
+        Some("SendStreamingMessage") => {
+            let list = [json!({"task": task("SUBMITTED")}), piece("the ", false), json!(null), status("COMPLETED")];
+            events(of_task(call, &list), Arc::clone(&gate))
+        }
+        _ => rpc(call, &task("COMPLETED")),
+    })
+    .await;
+    let mut world = world(&pool, &json!({"url": url})).await;
+    let run_id = begin(&world, json!({"text": "x"})).await;
+    let mut watched = Watched::open(&world.service, &run_id).await;
+    // It comes after the event with the task.
+    watched.named("step.output.delta").await;
+    world.kill_executor().await;
+    sqlx::query("DELETE FROM processes WHERE role = 'executor'").execute(&pool).await.expect("the dead is buried");
+    world.executor = Some(crate::path::Executor::start(&world.service));
+    let ended = world.end(run_id).await;
+    assert_eq!(ended.output()["text"], "the whole answer");
+    assert_eq!(methods(&agent), ["SendStreamingMessage", "GetTask"]);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

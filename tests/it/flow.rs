@@ -38,7 +38,7 @@ impl Agent {
     }
 
     async fn handle(State(Self(parts)): State<Self>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
-        let call = Call { headers, body };
+        let call = Call { uri: http::Uri::default(), headers, body };
         parts.0.lock().expect("no panic").push(input_of(&call)["n"].as_i64().expect("a number"));
         parts.1.acquire().await.expect("never closed").forget();
         saying(&call, &json!({}))

@@ -20,6 +20,7 @@ mod agent_responses;
 mod agent_stats;
 mod agent_streams;
 mod agent_tasks;
+mod agent_versions;
 mod agents;
 mod attempts;
 mod audit;

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, Uri};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::sync::Semaphore;
@@ -22,6 +22,7 @@ use crate::service::{Service, eventually};
 /// What an agent was asked.
 #[derive(Clone, Debug)]
 pub struct Call {
+    pub uri: Uri,
     pub headers: HeaderMap,
     pub body: Value,
 }
@@ -68,8 +69,8 @@ impl Agent {
         (agent, url)
     }
 
-    async fn handle(State(agent): State<Self>, headers: HeaderMap, Json(body): Json<Value>) -> Response {
-        let call = Call { headers, body };
+    async fn handle(State(agent): State<Self>, uri: Uri, headers: HeaderMap, Json(body): Json<Value>) -> Response {
+        let call = Call { uri, headers, body };
         let number = {
             let mut calls = agent.0.calls.lock().expect("no panic");
             calls.push(call.clone());

@@ -12,6 +12,7 @@ use workflow_api::db::migrations::MIGRATOR;
 use crate::{
     agent_mcp::modern,
     agent_protocols::rpc,
+    agent_questions::{answer, question},
     path::{Agent, Call, ended, steps},
     service::{Service, eventually},
     steps::{Ended, World, agent_step, saying},
@@ -359,6 +360,44 @@ async fn a_call_that_another_executor_repeats_counts_once(pool: PgPool) {
     assert_eq!((&usage["calls"], &usage["tokens"], &usage["cost"]), (&json!(2), &json!(20), &json!("2")));
     assert_eq!(ended.attempts(), ["s0 FAILED", "s0 COMPLETED", "s1 COMPLETED"]);
     assert_eq!((&ended.rows[0]["usage"], &ended.rows[1]["usage"]["input_tokens"]), (&Value::Null, &json!(5)));
+}
+
+/// The task tells what it has used in all.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn each_answer_to_a_question_is_a_call_that_counts_what_its_round_took(pool: PgPool) {
+    let (agent, url) = Agent::start(|_, call| {
+        let is_answered = call.body["params"]["message"]["taskId"] == "t-1";
+        let used = if is_answered { (12, 4) } else { (5, 2) };
+        let words = json!({"kind": "message", "messageId": "q", "role": "agent",
+            "parts": [{"kind": "text", "text": "Which?"}]});
+        let status = if is_answered {
+            json!({"state": "completed"})
+        } else {
+            json!({"state": "input-required", "message": words})
+        };
+        let task = json!({"kind": "task", "id": "t-1", "status": status,
+            "metadata": {"usage": {"input_tokens": used.0, "output_tokens": used.1}}});
+        rpc(call, &task)
+    })
+    .await;
+    let world = World::start(&pool, &[("a", &url)]).await;
+    let steps = json!({"ask": {"id": "ask", "agent_name": "a", "input_mapping": {"text": "hi"}, "on_question": "ask"}});
+    let id = define(&world.service, "asks", ("ask", &steps), Value::Null).await;
+    for (calls, tokens) in [(2, 16), (1, 7)] {
+        let run_id = begin(&world.service, &id, json!({"calls": calls})).await;
+        let open = question(&world, &run_id, 1).await;
+        answer(&world.service, &open, &json!("blue")).await;
+        let ended = world.end(run_id).await;
+        if calls == 2 {
+            ended.output();
+        } else {
+            assert_exceeded(&ended, "calls");
+        }
+        let usage = &ended.run["usage"];
+        assert_eq!((&usage["calls"], &usage["tokens"]), (&json!(calls), &json!(tokens)));
+    }
+    let sent = agent.calls().iter().filter(|call| call.body["method"] == "message/send").count();
+    assert_eq!(sent, 3, "the answer that the limit forbids is not sent");
 }
 
 /// The second attempt is another call; a call that was not made is none.

@@ -17,9 +17,9 @@ use axum::{
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::program::{Environment, eventually};
+use crate::program::{Environment, eventually, free_port};
 
-/// A model and an MCP server whose work ends when it is let go.
+/// A model, an MCP server and an A2A agent whose work ends when it is let go.
 #[derive(Clone, Default)]
 struct Agent {
     /// What was asked, in words, and its idempotency key or the id of the work.
@@ -35,6 +35,8 @@ impl Agent {
             .route("/v1/responses/{id}", get(Self::query))
             .route("/v1/responses/{id}/cancel", post(Self::cancel))
             .route("/mcp", post(Self::mcp))
+            .route("/a2a", post(Self::a2a))
+            .route("/metered", post(async || Json(json!({"usage": {"input_tokens": 5, "output_tokens": 2}}))))
             .with_state(agent.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -71,6 +73,23 @@ impl Agent {
     fn cancel(State(agent): State<Self>, Path(id): Path<String>) -> Ready<Json<Value>> {
         agent.note("cancelled", &id);
         ready(agent.response(&id))
+    }
+
+    fn a2a(State(agent): State<Self>, mut headers: http::HeaderMap, Json(call): Json<Value>) -> Ready<Json<Value>> {
+        let id = call["params"]["id"].as_str().unwrap_or_default().to_owned();
+        match call["method"].as_str().expect("a method") {
+            "message/send" => {
+                let key = headers.remove("idempotency-key").expect("a key");
+                agent.note("created", key.to_str().expect("ASCII"));
+            }
+            "tasks/get" => agent.note("queried", &id),
+            "tasks/cancel" => agent.note("cancelled", &id),
+            other => panic!("{other}"),
+        }
+        let state = if agent.is_done.load(Ordering::Relaxed) { "completed" } else { "working" };
+        let result = json!({"kind": "task", "id": "t-7", "status": {"state": state},
+            "artifacts": [{"artifactId": "a", "parts": [{"kind": "text", "text": "done"}]}]});
+        ready(Json(json!({"jsonrpc": "2.0", "id": call["id"], "result": result})))
     }
 
     fn mcp(State(agent): State<Self>, Json(call): Json<Value>) -> Ready<Json<Value>> {
@@ -148,4 +167,45 @@ async fn a_response_in_the_background_survives_its_executor(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn a_task_of_an_mcp_server_survives_its_executor(pool: PgPool) {
     survives(&pool, "/mcp", "mcp", json!({"tool": "t"}), "task-7").await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_task_of_an_a2a_agent_survives_its_executor(pool: PgPool) {
+    survives(&pool, "/a2a", "a2a", Value::Null, "t-7").await;
+}
+
+/// The first of two calls is all that the limit allows.
+#[sqlx::test(migrations = false)]
+async fn what_a_run_spends_and_the_limit_that_ends_it_are_counted(pool: PgPool) {
+    let management = free_port().to_string();
+    let environment = Environment::new(&pool).with("MANAGEMENT_PORT", &management);
+    let _api = environment.serve().await;
+    let _executor = environment.start(&["executor"]);
+    let (_, url) = Agent::start().await;
+    let price = json!({"input": "1000000", "output": "1000000", "call": "0.5"});
+    let members =
+        json!({"name": "worker", "url": format!("{url}/metered"), "kind": "http", "config": {"price": price}});
+    assert_eq!(environment.post("/api/v1/agents", &members).await.expect("an answer").status(), 201);
+    let step = |id: &str, next: Value| json!({"id": id, "agent_name": "worker", "input_mapping": {"text": "x"}, "next_step": next});
+    let workflow = json!({"name": "metered", "start_step": "s", "limits": {"calls": 1},
+        "steps": {"s": step("s", json!("t")), "t": step("t", Value::Null)}});
+    let answer = environment.post("/api/v1/workflows", &workflow).await.expect("an answer");
+    let workflow: Value = answer.json().await.expect("JSON");
+    let workflow_id = workflow["id"].as_str().expect("an id");
+    environment.execute(workflow_id).await.expect("accepted");
+    let metrics = eventually("the run is counted", async || {
+        let answer = reqwest::get(format!("http://127.0.0.1:{management}/metrics")).await.ok()?;
+        let metrics = answer.text().await.ok()?;
+        metrics.contains("executor_runs_total{status=\"FAILED\"} 1").then_some(metrics)
+    })
+    .await;
+    for line in [
+        format!("workflow_tokens_total{{kind=\"input\",workflow_id=\"{workflow_id}\"}} 5"),
+        format!("workflow_tokens_total{{kind=\"output\",workflow_id=\"{workflow_id}\"}} 2"),
+        format!("workflow_cost_billionths_total{{workflow_id=\"{workflow_id}\"}} 7500000000"),
+        "executor_agent_cost_billionths_total{agent=\"worker\"} 7500000000".to_owned(),
+        "executor_budget_exceeded_total{limit=\"calls\"} 1".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in\n{metrics}");
+    }
 }

@@ -7,16 +7,17 @@ use std::{
     time::Duration,
 };
 
+use http::StatusCode;
 use serde_json::value::RawValue;
 
 use super::{
     AgentError, CallErrorKind, Conversation, Failure, Interrupted, MAX_ANSWER_BYTES, Request, Wire,
-    in_flight::InFlight, interrupted::asked, jitter,
+    in_flight::InFlight, interrupted::asked, jitter, remote_task,
 };
 use crate::{
     a2a::{
-        METHOD_NOT_FOUND, Message, Operation, PUSH_NOT_SUPPORTED, Part, Reply, RpcError, UNSUPPORTED_OPERATION,
-        VERSION_NOT_SUPPORTED, reply,
+        METHOD_NOT_FOUND, Message, Operation, PUSH_NOT_SUPPORTED, Part, Reply, RpcError, TASK_NOT_FOUND,
+        UNSUPPORTED_OPERATION, VERSION_NOT_SUPPORTED, reply,
         request::{self, Outgoing, Push},
         stream::{self, ArtifactUpdate, StreamEvent},
     },
@@ -24,15 +25,18 @@ use crate::{
     egress::{Body, EventReader},
     executor::{
         agent_cards::{HttpRequest, Route},
+        agent_question::AgentQuestion,
         answer::{self, Answer, AnswerError},
         deltas::DeltaWriter,
-        pushes::ExpectedPush,
+        pushes::{AwaitedPush, ExpectedPush},
         retry::RetryDecision,
     },
     input::{check_json, member},
     usage::Usage,
 };
 
+/// Kind of the agent at which a task is kept.
+const KIND: &str = "a2a";
 /// Pause before the first query of the task; later pauses grow. Many tasks are done at once, and a blocking message
 /// would be answered so.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -40,6 +44,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The same if the agent sends push notifications: agents may give up, and their notifications may be lost.
 const LONGEST_PAUSE_OF_PUSHES: Duration = Duration::from_mins(1);
 const PAUSE_GROWTH: f64 = 1.5;
+
+/// Time without a byte after which a stream counts as broken. The task is queried then, so nothing is lost.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// Failure with the agent's error code, if it has named one.
 struct Refusal {
@@ -100,16 +107,22 @@ pub(super) async fn call(wire: &Wire<'_>, config: &A2aConfig) -> Result<Box<RawV
     let cards = &executor.cards;
     let unusable = |text: String| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text);
     let mut route = cards.route(agent, organization, config).await.map_err(unusable)?;
-    if let Some(sent) = look_first(wire, &route).await.map_err(|refusal| refusal.failure)? {
-        return end(wire, &route, sent, None).await;
+    if wire.is_repeat() {
+        // In a box, since it is seldom needed.
+        let begun = Box::pin(begun_before(wire, config, &mut route)).await;
+        if let Some(sent) = begun.map_err(|refusal| refusal.failure)? {
+            let is_awaited = route.pushes && !route.streams && matches!(sent, Sent::UnderWay(..));
+            let Request { attempt_id, stop, .. } = &wire.request;
+            let push = if is_awaited { executor.pushes.adopt(attempt_id, stop).await } else { None };
+            return end(wire, &route, sent, push).await;
+        }
     }
     // Where a task is streamed, its end is seen at once.
     let may_push = route.pushes && !route.streams;
     let mut push =
         if may_push { executor.pushes.expect(wire.request.attempt_id, wire.request.stop).await } else { None };
     let mut sent = begin(wire, &route, &mut push).await;
-    let may_fall_back = config.protocol.is_none() && !route.is_rest;
-    let falls_back = may_fall_back && sent.as_ref().is_err_and(Refusal::is_of_version);
+    let falls_back = route.may_fall_back(config) && sent.as_ref().is_err_and(Refusal::is_of_version);
     if falls_back {
         route = cards.other_route(agent, config, &route).map_err(unusable)?;
         sent = begin(wire, &route, &mut push).await;
@@ -117,11 +130,11 @@ pub(super) async fn call(wire: &Wire<'_>, config: &A2aConfig) -> Result<Box<RawV
     if sent.as_ref().map_or_else(Refusal::is_of_task, |_| true) {
         cards.answered(agent, organization, route.version, falls_back);
     }
-    end(wire, &route, sent.map_err(|refusal| refusal.failure)?, push).await
+    end(wire, &route, sent.map_err(|refusal| refusal.failure)?, push.map(|push| push.awaited)).await
 }
 
 /// Follows the task to its end, or to a question.
-async fn end(wire: &Wire<'_>, route: &Route, sent: Sent, push: Option<ExpectedPush>) -> Result<Box<RawValue>, Failure> {
+async fn end(wire: &Wire<'_>, route: &Route, sent: Sent, push: Option<AwaitedPush>) -> Result<Box<RawValue>, Failure> {
     match sent {
         Sent::Output(output) => Ok(output),
         Sent::UnderWay(in_flight, pause) => follow(wire, route, *in_flight, (pause, push)).await,
@@ -153,7 +166,26 @@ async fn send(wire: &Wire<'_>, route: &Route, push: Option<&ExpectedPush>) -> Re
     let body = wire.send_input(message(wire, route, Operation::Send, push), explain(route, &code)).await;
     let body = body.map_err(|failure| Refusal::with(failure, &code))?;
     let answer = wire.read(&body, |body| read(wire, route, body)).await?;
-    Ok(sent(wire, route, answer))
+    begun(wire, route, answer).await
+}
+
+/// What the answer to the message means. The id of a task that is not done yet is kept.
+async fn begun(wire: &Wire<'_>, route: &Route, answer: Answer) -> Result<Sent, Refusal> {
+    let sent = sent(wire, route, answer);
+    if let Sent::UnderWay(in_flight, _) = &sent {
+        keep(wire, in_flight).await?;
+    }
+    Ok(sent)
+}
+
+/// Keeps the id of the task, so that it is followed if this executor dies. The task of an answer to a question is recorded
+/// with the question.
+async fn keep(wire: &Wire<'_>, in_flight: &InFlight) -> Result<(), Failure> {
+    let task = in_flight.task();
+    if wire.request.conversation.answered.is_some() || !remote_task::is_fit(task) {
+        return Ok(());
+    }
+    Box::pin(remote_task::keep(wire, KIND, task)).await
 }
 
 fn sent(wire: &Wire<'_>, route: &Route, answer: Answer) -> Sent {
@@ -193,11 +225,12 @@ async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
     if !EventReader::is_stream(&response) {
         let body = wire.read_answer(response).await?;
         let answer = wire.read(&body, |body| read(wire, route, body)).await?;
-        return Ok(sent(wire, route, answer));
+        return begun(wire, route, answer).await;
     }
-    let mut events = EventReader::new(response, &wire.request.executor.clock, MAX_ANSWER_BYTES);
+    let clock = &wire.request.executor.clock;
+    let mut events = EventReader::new(response, clock, MAX_ANSWER_BYTES).broken_by_silence(MAX_SILENCE);
     let mut deltas = wire.deltas();
-    let mut under_way: Option<InFlight> = None;
+    let (mut under_way, mut is_kept): (Option<InFlight>, bool) = (None, false);
     let note = |under_way: &mut Option<InFlight>, task: Option<String>| {
         if let (None, Some(task)) = (&under_way, task) {
             *under_way = Some(InFlight::new(&wire.request, route, task));
@@ -218,7 +251,7 @@ async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
             StreamEvent::Reply(reply) => match answer::judge(reply).map(|answer| settle(wire, answer)) {
                 Ok(Answer::UnderWay { task }) => note(&mut under_way, Some(task)),
                 ended => {
-                    wire.used(Usage::of_a2a(result));
+                    note_usage(wire, result);
                     if let Some(mut in_flight) = under_way {
                         in_flight.is_over();
                     }
@@ -240,9 +273,16 @@ async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
             }
             StreamEvent::Unknown => {}
         }
+        if let (Some(in_flight), false) = (&under_way, is_kept) {
+            keep(wire, in_flight).await?;
+            is_kept = true;
+        }
     }
     let lost = "the event stream ended before it named a task";
     let in_flight = under_way.ok_or_else(|| Failure::new(CallErrorKind::Network, RetryDecision::Later, lost))?;
+    if !is_kept {
+        keep(wire, &in_flight).await?;
+    }
     Ok(Sent::UnderWay(Box::new(in_flight), Duration::ZERO))
 }
 
@@ -264,7 +304,7 @@ async fn follow(
     wire: &Wire<'_>,
     route: &Route,
     mut in_flight: InFlight,
-    (first, push): (Duration, Option<ExpectedPush>),
+    (first, push): (Duration, Option<AwaitedPush>),
 ) -> Result<Box<RawValue>, Failure> {
     let clock = &wire.request.executor.clock;
     let longest = if push.is_some() { LONGEST_PAUSE_OF_PUSHES } else { LONGEST_PAUSE };
@@ -319,10 +359,72 @@ async fn query(wire: &Wire<'_>, route: &Route, task: &str) -> Result<Answer, Ref
     Ok(wire.read(&body, |body| read_raw(wire, route, body)).await?)
 }
 
-/// What the task is doing, if the agent may have got the message already; `None`: it has to be sent.
-async fn look_first(wire: &Wire<'_>, route: &Route) -> Result<Option<Sent>, Refusal> {
-    let Conversation { answered, is_in_doubt, .. } = wire.request.conversation;
-    let Some(answered) = answered.filter(|_| is_in_doubt) else { return Ok(None) };
+/// What the task is doing, if the agent has got the message already, or may have; `None`: it has to be sent.
+async fn begun_before(wire: &Wire<'_>, config: &A2aConfig, route: &mut Route) -> Result<Option<Sent>, Refusal> {
+    match wire.request.conversation.answered {
+        Some(answered) => answered_before(wire, route, answered).await,
+        None => match remote_task::of_interrupted(wire, KIND).await? {
+            Some(task) => taken_over(wire, config, route, task).await,
+            None => Ok(None),
+        },
+    }
+}
+
+/// What the task of an interrupted attempt is doing; `None`: the agent does not know it any more, and the message has to be
+/// sent. A task that cannot be queried now is not begun again: the query is repeated.
+async fn taken_over(
+    wire: &Wire<'_>,
+    config: &A2aConfig,
+    route: &mut Route,
+    task: String,
+) -> Result<Option<Sent>, Refusal> {
+    let Request { executor, agent, organization, .. } = &wire.request;
+    // From here on the task is cancelled with the attempt.
+    let mut in_flight = InFlight::new(&wire.request, route, task);
+    let (mut pause, mut falls_back) = (FIRST_PAUSE, false);
+    loop {
+        let refusal = match query(wire, route, in_flight.task()).await {
+            Ok(answer) => {
+                in_flight.is_over();
+                executor.cards.answered(agent, organization, route.version, falls_back);
+                return Ok(Some(sent(wire, route, answer)));
+            }
+            Err(refusal) => refusal,
+        };
+        let wait = match refusal.failure.again {
+            RetryDecision::Later => jitter(pause),
+            RetryDecision::After(by_agent) => by_agent.max(jitter(pause)),
+            RetryDecision::Never if is_unknown_task(wire, route, &refusal) => {
+                in_flight.is_over();
+                return Ok(None);
+            }
+            RetryDecision::Never if refusal.is_of_version() && !falls_back && route.may_fall_back(config) => {
+                let other = executor.cards.other_route(agent, config, route);
+                *route = other.map_err(|text| Failure::new(CallErrorKind::Unusable, RetryDecision::Never, text))?;
+                in_flight = in_flight.by(route);
+                falls_back = true;
+                continue;
+            }
+            RetryDecision::Never => {
+                if refusal.failure.fault == CallErrorKind::Refused {
+                    in_flight.is_over();
+                }
+                return Err(refusal);
+            }
+        };
+        pause = pause.mul_f64(PAUSE_GROWTH).min(LONGEST_PAUSE);
+        executor.clock.sleep(wait).await;
+    }
+}
+
+/// Whether the agent knows no such task. By HTTP+JSON the status says so too.
+fn is_unknown_task(wire: &Wire<'_>, route: &Route, refusal: &Refusal) -> bool {
+    let is_missing = || wire.http_status.load(Ordering::Relaxed) == StatusCode::NOT_FOUND.as_u16();
+    refusal.is(&[TASK_NOT_FOUND]) || (route.is_rest && refusal.failure.fault == CallErrorKind::Http4xx && is_missing())
+}
+
+/// What the task of an answered question is doing, if the agent may have got the answer already.
+async fn answered_before(wire: &Wire<'_>, route: &Route, answered: &AgentQuestion) -> Result<Option<Sent>, Refusal> {
     let answer = match query(wire, route, &answered.task_id).await {
         Ok(answer) => answer,
         // The agent cannot be asked; it may recognise the message.
@@ -343,8 +445,20 @@ fn read(wire: &Wire<'_>, route: &Route, body: &Body) -> Result<Answer, AnswerErr
 
 fn read_raw(wire: &Wire<'_>, route: &Route, body: &Body) -> Result<Answer, AnswerError> {
     let json = body.json().map_err(|fault| AnswerError::Invalid(fault.to_string()))?;
-    wire.used(Usage::of_a2a(member(json, "result").unwrap_or(json)));
+    note_usage(wire, member(json, "result").unwrap_or(json));
     if route.is_rest { answer::judge(Reply::read(json)) } else { answer::read(json) }
+}
+
+/// Notes the tokens that a task or message tells. What its task had told when it asked was counted then.
+fn note_usage(wire: &Wire<'_>, result: &RawValue) {
+    let before = wire.request.conversation.answered.and_then(|answered| {
+        let Reply::Task(task) = Reply::read(result) else { return None };
+        answered.used.filter(|_| task.id().as_ref() == Some(&answered.task_id))
+    });
+    wire.used(match before {
+        Some(before) => Usage::of_a2a_since(result, before),
+        None => Usage::of_a2a(result),
+    });
 }
 
 /// An answer that still shows the question to which the message is the answer says nothing new.

@@ -57,7 +57,11 @@ impl Route {
         let wanted = config.protocol.or(pinned);
         let interface = match (card, wanted) {
             (None, _) => None,
-            (Some(card), Some(version)) => card.json_rpc(version),
+            // What the settings name is spoken by HTTP+JSON too.
+            (Some(card), Some(version)) => {
+                let by_rest = || config.protocol.and_then(|_| card.http_json(version));
+                card.json_rpc(version).or_else(by_rest)
+            }
             (Some(card), None) => card.choose().map_err(|none| none.to_string())?,
         };
         let version = wanted.or_else(|| interface?.version).unwrap_or(Version::V03);
@@ -83,6 +87,11 @@ impl Route {
             },
         };
         Ok(Self { version, is_rest, url, tenant, streams, pushes, accepts_json })
+    }
+
+    /// Whether the other version is tried if the agent does not know that of the route.
+    pub(in crate::executor) fn may_fall_back(&self, config: &A2aConfig) -> bool {
+        config.protocol.is_none() && !self.is_rest
     }
 
     /// HTTP request of an operation. `task` is the task that it is about.
@@ -189,6 +198,13 @@ mod tests {
             ),
             (&config(r#"{"protocol":"0.3"}"#), None, Some(Version::V1), (Version::V03, OWN, false)),
             (&config(r#"{"protocol":"1.0","streaming":true}"#), None, None, (Version::V1, OWN, true)),
+            (
+                &config(r#"{"protocol":"1.0"}"#),
+                Some(&both),
+                Some(Version::V03),
+                (Version::V1, "https://agent.example/1?key=s", true),
+            ),
+            (&config(r#"{"protocol":"0.3"}"#), Some(&both), None, (Version::V03, OWN, true)),
         ] {
             let route = Route::decide(&url(OWN), settings, card, pinned).expect("a route");
             assert_eq!(
@@ -209,6 +225,20 @@ mod tests {
         assert_eq!(route(&allowed, &elsewhere).expect("a route").url.as_str(), "https://other.example/a");
         assert!(route(&none, &rest).expect_err("no route").contains("nor in config.origins"));
         assert!(route(&allowed, &rest).expect("a route").is_rest);
+        // By HTTP+JSON only if nothing else is offered, or the settings name the version.
+        let mixed = card(
+            &[("https://agent.example/03", "JSONRPC", "0.3"), ("https://agent.example/r", "HTTP+JSON", "1.0")],
+            false,
+        );
+        for (settings, pinned, expected) in [
+            (&none, None, (Version::V03, false)),
+            (&none, Some(Version::V1), (Version::V1, false)),
+            (&config(r#"{"protocol":"1.0"}"#), None, (Version::V1, true)),
+            (&config(r#"{"protocol":"0.3"}"#), None, (Version::V03, false)),
+        ] {
+            let route = Route::decide(&url(OWN), settings, Some(&mixed), pinned).expect("a route");
+            assert_eq!((route.version, route.is_rest), expected, "{settings:?} {pinned:?}");
+        }
         for odd in ["http://169.254.169.254/", "https://u:p@agent.example/a", "/relative", "0.0.0.0:9999", ""] {
             let odd = card(&[(odd, "JSONRPC", "1.0")], false);
             assert_eq!(route(&none, &odd).expect("a route").url.as_str(), OWN);

@@ -19,7 +19,9 @@ use crate::{
         agents::{Agent, Seen},
         assignment::FirstAttempt,
         breakers::Rejected,
-        database, error_code,
+        database,
+        earlier::InterruptedAttempt,
+        error_code,
         memory::{COUNTED_BYTES, counted},
         retry::{self, AttemptNumber, RetryDecision},
         simulation::{Simulated, SimulatedRun},
@@ -112,6 +114,10 @@ impl Run {
                 let asked = Asked { attempt_id: row_id, agent_name: agent_name.to_owned(), question, call };
                 return self.ask(step, path, asked, due).await;
             }
+            if fault == Some(CallErrorKind::CircuitOpen) && attempt_id != row_id {
+                // Nothing was asked, so the next attempt is the one that repeats the interrupted one.
+                interrupted = Some(InterruptedAttempt { id: attempt_id, agent_name: agent_name.to_owned() });
+            }
             if result.is_err() {
                 span.fail(fault.map_or(error_code::STEP_FAILED, CallErrorKind::as_str));
             }
@@ -130,6 +136,7 @@ impl Run {
             let failed = FailedAttempt { cause, fault, pause, may_mend, fallbacks };
             match self.next_call(&mut callees, &step.id, failed) {
                 Ok(pause) => {
+                    interrupted = interrupted.filter(|interrupted| interrupted.agent_name == callees.current());
                     self.ledger.request_flush();
                     clock.sleep(pause).await;
                 }

@@ -3,14 +3,13 @@
 
 use std::sync::atomic::AtomicI32;
 
-use http::StatusCode;
 use serde_json::value::RawValue;
 
 use super::{
     super::{
         CallErrorKind, Failure, Request, Wire,
         background::{self, Polled, Work},
-        in_flight::{InFlight, request_cancellation},
+        in_flight::{Cancelled, Form, InFlight, request_cancellation},
         task_id,
     },
     asks_back, explain, invalid, may_ask, of_error,
@@ -147,12 +146,13 @@ fn cancellation(id: &str, link: &Link) -> Outgoing {
     about("cancel", "tasks/cancel", id, link, false)
 }
 
-/// Requests the cancellation of a task. Returns the status of the answer; `None`: there is none.
+/// Requests the cancellation of a task; `None`: there is no answer.
 pub(in crate::executor) async fn cancel_task(
     executor: &Executor,
     agent: &Agent,
     id: &str,
     names: (&str, Option<String>),
-) -> Option<StatusCode> {
-    request_cancellation(executor, agent, post_to(agent.url.clone()?, cancellation(id, &Link::MODERN)), names).await
+) -> Option<Cancelled> {
+    let cancel = post_to(agent.url.clone()?, cancellation(id, &Link::MODERN));
+    Cancelled::read(request_cancellation(executor, agent, cancel, names).await?, Form::Mcp, &executor.clock).await
 }
