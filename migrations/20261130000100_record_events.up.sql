@@ -89,7 +89,9 @@ CREATE FUNCTION new_event_id(at timestamptz) RETURNS uuid LANGUAGE sql VOLATILE 
 $$;
 
 -- What started a run: kind, id, at and depth. The migration of the triggers replaces it.
-CREATE FUNCTION event_trigger_of_run(run varchar) RETURNS jsonb LANGUAGE sql STABLE AS $$ SELECT NULL::jsonb $$;
+CREATE FUNCTION event_trigger_of_run(run workflow_runs) RETURNS jsonb LANGUAGE sql STABLE AS $$
+    SELECT NULL::jsonb
+$$;
 
 -- Time as the API writes it; null for infinity, which other programs may write.
 CREATE FUNCTION event_time(at timestamp) RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -121,7 +123,7 @@ BEGIN
                 'id', coalesce(workflow_definition_id, workflow_id), 'name', workflow_name, 'version', workflow_version),
             'attempt', retries + 1,
             'parent_run_id', parent_run_id,
-            'trigger', event_trigger_of_run(run_id),
+            'trigger', started_by,
             'error', CASE WHEN status IN ('FAILED', 'CANCELLED') THEN jsonb_build_object(
                 'code', CASE status WHEN 'FAILED' THEN coalesce(error_code,
                     (SELECT 'budget_exceeded' FROM run_usage u WHERE u.run_id = run.run_id AND u.exceeded IS NOT NULL)) END,
@@ -133,7 +135,8 @@ BEGIN
         ) || coalesce(extra, '{}'),
         log_kind, log_end, attempt_id, traceparent, has_endpoint, has_topic
     FROM (
-        SELECT r.*, e.type, e.log_kind, e.attempt_id, e.extra, clock_timestamp() AS at,
+        SELECT r.*, event_trigger_of_run(r) AS started_by, e.type, e.log_kind, e.attempt_id, e.extra,
+            clock_timestamp() AS at,
             EXISTS (SELECT FROM webhooks w WHERE w.organization_id = r.organization_id) AS has_endpoint
         FROM unnest(run_ids, types, log_kinds, attempts, members) WITH ORDINALITY
             AS e (run_id, type, log_kind, attempt_id, extra, place)

@@ -78,3 +78,10 @@ COMMENT ON COLUMN workflow_runs.trigger_id IS 'Trigger that started the run; it 
 COMMENT ON COLUMN workflow_runs.trigger_at IS 'When the trigger was due, without jitter.';
 COMMENT ON COLUMN workflow_runs.chain_depth IS
     'Number of runs before it in a chain of which each has caused the next one by an event; sub-runs have that of their parent.';
+
+-- What started a run, as events of runs tell it. The depth of a sub-run is told too: its events go on with the chain.
+CREATE OR REPLACE FUNCTION event_trigger_of_run(run workflow_runs) RETURNS jsonb LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN run.trigger_kind IS NOT NULL OR run.chain_depth > 0 THEN jsonb_build_object(
+        'kind', run.trigger_kind, 'id', run.trigger_id, 'at', event_time(run.trigger_at AT TIME ZONE 'UTC'),
+        'depth', run.chain_depth) END
+$$;

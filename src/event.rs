@@ -9,7 +9,10 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::{input::to_raw, timestamp::Timestamp};
+use crate::{
+    input::{member, to_raw},
+    timestamp::Timestamp,
+};
 
 /// Event as it is stored.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub struct Event {
 
 /// Prefix of an event's id on the wire.
 const ID_PREFIX: &str = "evt_";
+/// Header of a delivery and of a record: number of runs that have led to the event.
+pub const DEPTH_HEADER: &str = "webhook-depth";
 
 /// Event as receivers see it.
 #[derive(Serialize)]
@@ -74,6 +79,13 @@ impl Event {
     pub fn envelope(&self, api: &str) -> Box<RawValue> {
         to_raw(&Envelope { event_type: &self.event_type, timestamp: self.created_at, data: &self.data(api) })
     }
+}
+
+/// Number of runs that have led to what the data of an event tell, each by an event of the one before.
+#[must_use]
+pub fn depth(data: &RawValue) -> i32 {
+    let depth = member(data, "trigger").and_then(|trigger| member(trigger, "depth"));
+    depth.and_then(|depth| depth.get().parse().ok()).unwrap_or_default()
 }
 
 /// Id of a run in a path: other programs may have given it characters that a path cannot contain.

@@ -181,6 +181,8 @@ pub type Labels = BTreeMap<String, String>;
 pub enum ConfigBody {
     /// Of a schedule.
     Schedule(schedule::ScheduleBody),
+    /// Of a Kafka trigger.
+    Kafka(kafka::KafkaTriggerBody),
     /// Of a webhook trigger.
     Webhook(crate::inbound::ConfigBody),
 }

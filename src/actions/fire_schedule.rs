@@ -21,7 +21,7 @@ use crate::{
     db::{
         self,
         runs::RunRow,
-        schedules::ScheduleRow,
+        schedules::{DueSchedule, ScheduleRow},
         triggers::{FiringRow, NewFirings, TriggerRow},
     },
     input::to_raw,
@@ -62,13 +62,22 @@ pub fn run_id(trigger_id: Uuid, nominal: DateTime<Utc>) -> String {
 /// Firing of a schedule for a nominal instant.
 pub(super) fn firing(trigger: &TriggerRow, nominal: DateTime<Utc>, run_id: String, cause: Cause) -> Firing {
     let fired = Fired { kind: &trigger.kind, id: trigger.id, name: &trigger.name, at: nominal };
-    Firing { run_id, at: nominal, what: trigger::what(fired, &[]), depth: 0, cause, correlation_id: None }
+    Firing {
+        run_id,
+        at: nominal,
+        what: trigger::what(fired, &[]),
+        depth: 0,
+        cause,
+        correlation_id: None,
+        delivery: None,
+    }
 }
 
 /// Evaluates a schedule as of `now`.
 pub async fn fire_schedule(pool: &db::Pool, firer: Firer<'_>, id: Uuid, now: DateTime<Utc>) -> Result<Turn, FireError> {
     let decided = db::in_transaction(pool, async |conn| {
-        let Some((trigger, state)) = db::schedules::lock_due(conn, id, now).await? else { return Ok(None) };
+        let Some(due) = db::schedules::lock_due(conn, id, now).await? else { return Ok(None) };
+        let DueSchedule { trigger, state, is_suspended } = due;
         let config = Config::from_stored(&trigger.kind, &trigger.config.0);
         let Some(Config::Schedule(schedule)) = config else {
             // A process of a later release reads it.
@@ -76,6 +85,13 @@ pub async fn fire_schedule(pool: &db::Pool, firer: Firer<'_>, id: Uuid, now: Dat
             db::schedules::save(conn, id, &state).await?;
             return Ok(None);
         };
+        if is_suspended {
+            // As if it was paused: nothing is due, so nothing is made up for later.
+            let due_at = schedule.due_at(id, now);
+            let state = ScheduleRow { due_at, processed_until: now, buffered: Vec::new(), ..state };
+            db::schedules::save(conn, id, &state).await?;
+            return Ok(None);
+        }
         let mut evaluation = Evaluation::new(firer, &trigger, &schedule, state, now);
         evaluation.run(conn).await?;
         let is_more = evaluation.state.due_at.is_some_and(|due_at| due_at <= now);

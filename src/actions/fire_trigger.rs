@@ -89,6 +89,8 @@ pub struct Firing {
     pub cause: Cause,
     /// Correlation id; `None`: a new one.
     pub correlation_id: Option<String>,
+    /// SHA-256 of the id of what has happened, if it is repeated after a failure.
+    pub delivery: Option<Vec<u8>>,
 }
 
 /// Result of a firing.
@@ -174,8 +176,9 @@ pub async fn fire(
     Ok(outcomes)
 }
 
-/// Records events of the firings that have started no run, one for each reason. A chain of runs that is too long ends here:
-/// if such events make it longer, another one would go on with it.
+/// Records events of the firings that have started no run, one for each reason. Such an event may itself be what a
+/// trigger fires for, so this bounds the chain: nothing is told at its end, nor again when a delivery is repeated. If a
+/// delivery of a chain has no id, nothing is told either: each repeat would begin a branch.
 async fn tell(
     conn: &mut PgConnection,
     trigger: &TriggerRow,
@@ -185,6 +188,13 @@ async fn tell(
     let mut told: Vec<(&Firing, &Failure, usize)> = Vec::new();
     for (firing, outcome) in firings.iter().zip(outcomes).filter(|(firing, _)| firing.depth <= MAX_CHAIN) {
         let Outcome::Failed(failure) = outcome else { continue };
+        let is_new = match &firing.delivery {
+            Some(delivery) => db::inbound::is_first_failure(&mut *conn, trigger.id, delivery).await?,
+            None => firing.depth == 0 || trigger.kind != TriggerKind::Webhook.as_str(),
+        };
+        if !is_new {
+            continue;
+        }
         match told.iter_mut().find(|(_, known, _)| known.reason == failure.reason) {
             Some(known) => *known = (firing, failure, known.2 + 1),
             None => told.push((firing, failure, 1)),
@@ -300,7 +310,7 @@ pub fn by_hand(
     let fired = Fired { kind: &trigger.kind, id: trigger.id, name: &trigger.name, at };
     let what = trigger::what(fired, members);
     let correlation_id = Some(correlation_id.to_owned());
-    Firing { run_id, at, what, depth: 0, cause: Cause::Manual, correlation_id }
+    Firing { run_id, at, what, depth: 0, cause: Cause::Manual, correlation_id, delivery: None }
 }
 
 /// Counts outcomes in the metrics. To be called after the commit.

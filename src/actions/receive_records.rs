@@ -43,6 +43,8 @@ const ATTEMPTS: usize = 4;
 const QUOTA: &str = "quota_exceeded";
 /// Reason of a dead letter that the database refuses.
 const REFUSED: &str = "refused_by_database";
+/// Reason of a pause without a record that is to blame.
+const TOO_MANY_LETTERS: &str = "too_many_dead_letters";
 
 /// What has become of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +99,16 @@ enum Attempt {
 enum Rest {
     Nothing,
     Quota,
-    /// A record that cannot start a run, in front of which the trigger stops.
-    Stop(Unusable),
+    /// A record that cannot start a run, in front of which the trigger stops, and when it was due.
+    Stop(Unusable, DateTime<Utc>),
+}
+
+/// Why the service pauses a trigger.
+struct Pause {
+    reason: &'static str,
+    note: String,
+    /// Record in front of which it stops, and when that was due.
+    stopped: Option<(Unusable, DateTime<Utc>)>,
 }
 
 /// Receives records of one topic, those of a partition in their order. On an error nothing was written.
@@ -114,7 +124,8 @@ pub async fn receive(
     if config.on_error == OnError::Stop {
         for (index, one) in opened.iter().enumerate() {
             if let Opened::Unusable(why) = one {
-                (limit, rest) = (index, Rest::Stop(why.clone()));
+                let at = records[index].time().unwrap_or(now);
+                (limit, rest) = (index, Rest::Stop(why.clone(), at));
                 break;
             }
         }
@@ -141,7 +152,7 @@ pub async fn receive(
                 } else if let Some(first) = opened.first_mut() {
                     let why = Unusable { reason: REFUSED, detail: "the database refuses its run".to_owned() };
                     if config.on_error == OnError::Stop {
-                        (limit, rest) = (0, Rest::Stop(why));
+                        (limit, rest) = (0, Rest::Stop(why, records[0].time().unwrap_or(now)));
                     } else {
                         *first = Opened::Unusable(why);
                     }
@@ -227,6 +238,7 @@ impl Batch<'_> {
                     depth: wanted.depth,
                     cause: Cause::Event,
                     correlation_id: wanted.correlation_id.clone(),
+                    delivery: None,
                 });
             } else {
                 others.push((place, wanted.run_id.as_str()));
@@ -256,7 +268,7 @@ impl Batch<'_> {
             }
             let why = Unusable { reason: failure.reason, detail: failure.detail.clone() };
             if self.config.on_error == OnError::Stop {
-                return Ok(Err((*place, Rest::Stop(why))));
+                return Ok(Err((*place, Rest::Stop(why, firing.at))));
             }
             if let Some((other, _)) = others.iter().find(|(other, run_id)| *other < count && *run_id == firing.run_id) {
                 // That one may be better, so it gets a try of its own.
@@ -279,16 +291,18 @@ impl Batch<'_> {
             filtered: of(|one| matches!(one, Opened::Filtered)),
             dead: dead.len(),
         };
-        let is_stopped = match rest {
-            Rest::Stop(why) if waits.is_none() => {
-                Some(format!("paused at a record that cannot start a run: {}", why.detail))
-            }
+        let pause = match rest {
+            Rest::Stop(why, at) if waits.is_none() => Some(Pause {
+                reason: why.reason,
+                note: format!("paused at a record that cannot start a run: {}", why.detail),
+                stopped: Some((why.clone(), *at)),
+            }),
             _ => None,
         };
-        if is_stopped.is_some() {
+        if pause.is_some() {
             waits = Some(Wait::Changed);
         }
-        self.keep(conn, firer, &dead, counts, is_stopped).await?;
+        self.keep(conn, firer, &dead, counts, pause).await?;
         Ok(Ok((Taken { count, waits }, outcomes, counts)))
     }
 
@@ -299,7 +313,7 @@ impl Batch<'_> {
         firer: Firer<'_>,
         dead: &[Dead<'_>],
         counts: Counts,
-        mut pause: Option<String>,
+        mut pause: Option<Pause>,
     ) -> Result<(), db::Error> {
         let id = self.trigger.id;
         let now = db::triggers::now(&mut *conn).await?;
@@ -308,10 +322,12 @@ impl Batch<'_> {
             kafka_triggers::insert_letters(conn, (&self.trigger.organization(), id), &letters).await?;
             if kafka_triggers::open_letters(conn, id, MAX_OPEN_LETTERS).await? >= MAX_OPEN_LETTERS {
                 let note = format!("paused because {MAX_OPEN_LETTERS} of its dead letters are open");
-                pause.get_or_insert(note);
+                pause.get_or_insert(Pause { reason: TOO_MANY_LETTERS, note, stopped: None });
             }
         }
-        let rows: Vec<FiringRow> = dead.iter().filter_map(|dead| Some(failed(dead.at?, &dead.why, now))).collect();
+        let mut rows: Vec<FiringRow> = dead.iter().filter_map(|dead| Some(failed(dead.at?, &dead.why, now))).collect();
+        let stopped = pause.as_ref().and_then(|pause| pause.stopped.as_ref());
+        rows.extend(stopped.map(|(why, at)| failed(*at, why, now)));
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let counted: Vec<_> = [
             ("filtered", counts.filtered),
@@ -325,25 +341,35 @@ impl Batch<'_> {
         .map(|(name, count)| (name, number(count)))
         .collect();
         db::triggers::record(conn, id, NewFirings { firings: &rows, counts: &counted }).await?;
-        for dead in dead.iter().filter(|dead| dead.at.is_some()) {
-            metrics::counter!("trigger_firings_total", "outcome" => dead.why.reason).increment(1);
+        let untried = dead.iter().filter(|dead| dead.at.is_some()).map(|dead| dead.why.reason);
+        for reason in untried.chain(stopped.map(|(why, _)| why.reason)) {
+            metrics::counter!("trigger_firings_total", "outcome" => reason).increment(1);
         }
         match pause {
-            Some(note) => self.pause(conn, firer, &note, now).await,
+            Some(pause) => self.pause(conn, firer, &pause, now).await,
             None => Ok(()),
         }
     }
 
-    /// Pauses the trigger on behalf of the service.
+    /// Pauses the trigger on behalf of the service, and tells it.
     async fn pause(
         &self,
         conn: &mut PgConnection,
         firer: Firer<'_>,
-        note: &str,
+        pause: &Pause,
         now: DateTime<Utc>,
     ) -> Result<(), db::Error> {
-        let actor = Actor { organization: self.trigger.organization(), ..Actor::system() };
-        let note = crate::input::shorten_to(note, 1000);
+        let organization = self.trigger.organization();
+        let actor = Actor { organization: organization.clone(), ..Actor::system() };
+        let note = crate::input::shorten_to(&pause.note, 1000);
+        let TriggerRow { id, kind, name, workflow_name, workflow_version, .. } = self.trigger;
+        let told = to_raw(&json!({
+            "trigger": {"kind": kind, "id": id, "name": name},
+            "workflow": {"name": workflow_name, "version": workflow_version},
+            "reason": pause.reason, "note": note,
+        }));
+        db::webhook_events::record_of_workflow(&mut *conn, &organization, "trigger.paused", workflow_name, &told)
+            .await?;
         db::triggers::pause(conn, self.trigger.id, &note, &actor.subject).await?;
         tracing::warn!(trigger_id = %self.trigger.id, "a Kafka trigger was paused by the service");
         let before = to_raw(&json!({"enabled": true, "note": self.trigger.note}));
@@ -422,6 +448,7 @@ pub(super) async fn redrive(
         depth: wanted.depth,
         cause: Cause::Manual,
         correlation_id: wanted.correlation_id,
+        delivery: None,
     };
     match fire_trigger::fire(conn, firer, trigger, std::slice::from_ref(&firing)).await?.pop() {
         Some(Outcome::Failed(failure)) => Ok(Err(Unusable { reason: failure.reason, detail: failure.detail })),

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use http::{HeaderMap, HeaderName, Method};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::fire_trigger::{self, Cause, FireError, Firer, Firing, Outcome};
@@ -32,6 +33,8 @@ const TOKEN_BYTES: usize = 32;
 const MAX_ID_BYTES: usize = 4096;
 /// Maximum number of transactions for one delivery, if another process starts the same run at that moment.
 const ATTEMPTS: usize = 3;
+/// Maximum number of refusals that wait to be recorded, of all triggers.
+const MAX_REFUSALS: usize = 16;
 
 /// Services that receive deliveries.
 #[derive(Clone, Copy)]
@@ -188,6 +191,8 @@ pub async fn receive(
 ) -> Result<Received, ReceiveError> {
     let now = arrival.at.timestamp();
     let Some(row) = row else {
+        // Encrypting costs what decrypting does.
+        drop(receiver.vault.encrypt(Uuid::nil(), &stored_secrets(&["decoy".to_owned()])));
         drop(decoy().verify(&["decoy".to_owned()], &decoy_headers(), &parcel.body, now));
         return Err(ReceiveError::NotFound);
     };
@@ -199,7 +204,7 @@ pub async fn receive(
     let proof = match config.verify(&secrets, &parcel.headers, &parcel.body, now) {
         Ok(proof) => proof,
         Err(failure) => {
-            inbound::record_refusal(receiver.pool, row.id, &failure.to_string()).await?;
+            note_refusal(receiver.pool, row.id, failure.to_string());
             return Err(failure.into());
         }
     };
@@ -222,6 +227,23 @@ pub async fn receive(
             Err(error)
         }
     }
+}
+
+/// Records why a delivery was refused, apart from its answer: that would otherwise come later than the one of a trigger
+/// that does not exist, and tell both apart. While too many wait already, nothing is recorded.
+fn note_refusal(pool: &db::Pool, trigger_id: Uuid, reason: String) {
+    static WAITING: Semaphore = Semaphore::const_new(MAX_REFUSALS);
+    let Ok(permit) = WAITING.try_acquire() else {
+        return tracing::debug!(%trigger_id, "too many refusals wait to be recorded");
+    };
+    let pool = pool.clone();
+    tokio::spawn(async move {
+        let recorded = db::bounded(async move { inbound::record_refusal(&pool, trigger_id, &reason).await }).await;
+        if let Err(error) = recorded {
+            tracing::debug!(error = &error as &dyn std::error::Error, %trigger_id, "a refusal was not recorded: {error}");
+        }
+        drop(permit);
+    });
 }
 
 /// Stored secrets.
@@ -329,11 +351,12 @@ async fn start(
         None => id::new_run_id(),
     };
     let correlation_id = Some(correlation_id.to_owned());
-    let firing = Firing { run_id, at, what, depth, cause: Cause::Event, correlation_id };
+    let delivery = id.map(hash);
+    let firing = Firing { run_id, at, what, depth, cause: Cause::Event, correlation_id, delivery };
     let mut attempts = 0;
     loop {
         attempts += 1;
-        match try_start(receiver, row, &firing, id.map(hash).as_deref()).await {
+        match try_start(receiver, row, &firing).await {
             // Another transaction has written the same run meanwhile; the next one finds it.
             Err(ReceiveError::Db(db::Error::Conflict { .. } | db::Error::Collision(_))) if attempts < ATTEMPTS => {}
             other => return other,
@@ -341,12 +364,8 @@ async fn start(
     }
 }
 
-async fn try_start(
-    receiver: Receiver<'_>,
-    row: &TriggerRow,
-    firing: &Firing,
-    delivery: Option<&[u8]>,
-) -> Result<Received, ReceiveError> {
+async fn try_start(receiver: Receiver<'_>, row: &TriggerRow, firing: &Firing) -> Result<Received, ReceiveError> {
+    let delivery = firing.delivery.as_deref();
     let mut transaction = db::begin(receiver.pool).await?;
     // The trigger is as it is now, and stays so: it may have been deleted or paused since it was found. Its row comes before
     // the other locks, as wherever a trigger fires.

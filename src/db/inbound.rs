@@ -115,6 +115,14 @@ pub async fn release_delivery(conn: &mut PgConnection, trigger_id: Uuid, hash: &
     Ok(())
 }
 
+/// Remembers that a delivery has started no run. Returns whether that is new. The row is one of its own, with a hash of
+/// that of the delivery, which may still start a run.
+pub async fn is_first_failure(conn: &mut PgConnection, trigger_id: Uuid, hash: &[u8]) -> Result<bool, Error> {
+    let sql = "INSERT INTO webhook_trigger_deliveries (trigger_id, delivery_hash, run_id)
+               VALUES ($1, sha256('failed'::bytea || $2), '') ON CONFLICT DO NOTHING";
+    Ok(sqlx::query(sql).bind(trigger_id).bind(hash).execute(conn).await?.rows_affected() == 1)
+}
+
 /// Deletes deliveries after seven days, in bounded batches. Other processes may do this at the same time.
 pub async fn expire_deliveries(pool: &Pool) -> Result<u64, Error> {
     let sql = "DELETE FROM webhook_trigger_deliveries WHERE ctid = ANY (ARRAY(

@@ -61,10 +61,12 @@ pub async fn count_locked(conn: &mut PgConnection) -> Result<i64, Error> {
     Ok(sqlx::query_scalar("SELECT count(*) FROM kafka_triggers").fetch_one(conn).await?)
 }
 
-/// Triggers that are not paused, the oldest first; at most `limit`.
+/// Triggers of active organisations that are not paused, the oldest first; at most `limit`.
 pub async fn enabled(db: impl PgExecutor<'_>, limit: i64) -> Result<Vec<TriggerRow>, Error> {
     let sql = triggers::select(
-        " WHERE enabled AND id IN (SELECT trigger_id FROM kafka_triggers) ORDER BY created_at, id LIMIT $1",
+        " WHERE enabled AND id IN (SELECT trigger_id FROM kafka_triggers) AND NOT EXISTS (
+             SELECT FROM organizations o WHERE o.id = triggers.organization_id AND o.status = 'suspended')
+         ORDER BY created_at, id LIMIT $1",
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(limit).fetch_all(db).await?)
 }

@@ -51,20 +51,35 @@ pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<ScheduleRo
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(db).await?)
 }
 
+/// A schedule that is due.
+#[derive(Debug)]
+pub struct DueSchedule {
+    /// The trigger.
+    pub trigger: TriggerRow,
+    /// Its state.
+    pub state: ScheduleRow,
+    /// Whether its organisation is suspended.
+    pub is_suspended: bool,
+}
+
 /// Locks a trigger with its state until the transaction ends. `None` if another transaction has locked it, or if there is
 /// nothing to do at `now` any more.
-pub async fn lock_due(
-    conn: &mut PgConnection,
-    id: Uuid,
-    now: DateTime<Utc>,
-) -> Result<Option<(TriggerRow, ScheduleRow)>, Error> {
+pub async fn lock_due(conn: &mut PgConnection, id: Uuid, now: DateTime<Utc>) -> Result<Option<DueSchedule>, Error> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        #[sqlx(flatten)]
+        state: ScheduleRow,
+        is_suspended: bool,
+    }
     // The trigger first, as everybody else does.
     let Some(trigger) = super::triggers::lock_free(&mut *conn, id).await? else { return Ok(None) };
     let sql = format!(
-        "SELECT {COLUMNS} FROM trigger_schedules WHERE trigger_id = $1 AND due_at <= $2 FOR UPDATE SKIP LOCKED"
+        "SELECT {COLUMNS}, EXISTS (SELECT FROM organizations WHERE id = $3 AND status = 'suspended') AS is_suspended
+         FROM trigger_schedules WHERE trigger_id = $1 AND due_at <= $2 FOR UPDATE SKIP LOCKED"
     );
-    let state = sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(now).fetch_optional(conn).await?;
-    Ok(state.map(|state| (trigger, state)))
+    let query = sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(now).bind(&trigger.organization_id);
+    let row: Option<Row> = query.fetch_optional(conn).await?;
+    Ok(row.map(|Row { state, is_suspended }| DueSchedule { trigger, state, is_suspended }))
 }
 
 /// Writes the state of a trigger that the caller has locked.
@@ -204,15 +219,19 @@ pub async fn backfill(db: impl PgExecutor<'_>, trigger_id: Uuid, id: Uuid) -> Re
 }
 
 /// Locks a trigger with its backfill until the transaction ends. `None` if another transaction has locked one of them, or
-/// if the backfill runs no more.
+/// if the backfill runs no more, or waits since its organisation is suspended.
 pub async fn lock_backfill(
     conn: &mut PgConnection,
     (id, trigger_id): (Uuid, Uuid),
 ) -> Result<Option<(TriggerRow, BackfillRow)>, Error> {
     let Some(trigger) = super::triggers::lock_free(&mut *conn, trigger_id).await? else { return Ok(None) };
-    let sql =
-        format!("SELECT {BACKFILL} FROM trigger_backfills WHERE id = $1 AND state = 'running' FOR UPDATE SKIP LOCKED");
-    let row = sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(conn).await?;
+    let sql = format!(
+        "SELECT {BACKFILL} FROM trigger_backfills WHERE id = $1 AND state = 'running'
+             AND NOT EXISTS (SELECT FROM organizations WHERE id = $2 AND status = 'suspended')
+         FOR UPDATE SKIP LOCKED"
+    );
+    let query = sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(&trigger.organization_id);
+    let row = query.fetch_optional(conn).await?;
     Ok(row.map(|row| (trigger, row)))
 }
 

@@ -309,7 +309,9 @@ pub async fn counts(pool: &Pool) -> Result<Counts, Error> {
                        AS oldest_due_seconds
                FROM webhooks w JOIN webhook_states s ON s.webhook_id = w.id LEFT JOIN LATERAL (
                    SELECT due_at AS at FROM webhook_deliveries d
-                   WHERE d.webhook_id = w.id AND d.state = 'pending' AND d.lease IS NULL ORDER BY due_at LIMIT 1
+                   WHERE d.webhook_id = w.id AND d.state = 'pending' AND d.lease IS NULL AND NOT EXISTS (
+                       SELECT FROM organizations o WHERE o.id = w.organization_id AND o.status = 'suspended')
+                   ORDER BY due_at LIMIT 1
                ) due ON true";
     Ok(sqlx::query_as(sql).fetch_one(pool).await?)
 }

@@ -56,6 +56,7 @@ pub const TYPES: &[EventType] = &[
     about("schedule", "schedule.missed", "A schedule was due during an outage, and does not make up for it."),
     about("schedule", "schedule.paused", "A schedule was paused by the service, after too many failures."),
     about("trigger", "trigger.failed_to_start", "A trigger has fired, and no run could be started."),
+    about("pause", "trigger.paused", "A trigger other than a schedule was paused by the service."),
     about("webhook", "webhook.disabled", "An endpoint of webhooks was disabled by the service."),
     about("webhook", "webhook.ping", "A test that a caller has asked for."),
 ];

@@ -17,7 +17,7 @@ use crate::{
         processes::Registration,
         webhook_events::{self, EventRow},
     },
-    event::cloud_event,
+    event::{self, cloud_event},
     kafka::publisher::{self, Outgoing, Publisher},
     lifecycle::Lifecycle,
     trace,
@@ -139,7 +139,11 @@ impl Sender {
                 topic: &self.topic,
                 key: Some(key(row).as_bytes()),
                 value: Some(value.get().as_bytes()),
-                headers: vec![("content-type", Some(cloud_event::CONTENT_TYPE.as_bytes().to_vec()))],
+                headers: vec![
+                    ("content-type", Some(cloud_event::CONTENT_TYPE.as_bytes().to_vec())),
+                    // A trigger that gets the record goes on with the chain.
+                    (event::DEPTH_HEADER, Some(event::depth(&row.data.0).to_string().into_bytes())),
+                ],
             })
             .collect();
         let (mut done, mut failed) = (Vec::with_capacity(rows.len()), HashSet::new());

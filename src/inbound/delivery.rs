@@ -7,7 +7,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde_json::value::RawValue;
 
 use super::{Config, Preset, Proof};
-use crate::input::{JsonFault, check_json, member, object_of, text, to_raw};
+use crate::{
+    event,
+    input::{JsonFault, check_json, member, object_of, text, to_raw},
+};
 
 /// Maximum size of a body, as received and decompressed.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -153,7 +156,9 @@ impl Delivery<'_> {
             Preset::Slack => of_body("event_id").or_else(|| proof.signature.clone()),
             Preset::Github | Preset::Standard => proof.id.clone(),
             Preset::None | Preset::Hmac | Preset::Basic | Preset::Header => {
-                let name = config.dedupe_header.as_deref()?;
+                // What this service itself has sent is known by its id.
+                let own = || self.headers.contains_key(event::DEPTH_HEADER).then_some("webhook-id");
+                let name = config.dedupe_header.as_deref().or_else(own)?;
                 self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
             }
         };

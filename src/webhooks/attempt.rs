@@ -13,7 +13,7 @@ use crate::{
         sending::{Claimed, Outcome},
     },
     egress::{self, Hooks},
-    event::wire_id,
+    event::{DEPTH_HEADER, wire_id},
     timestamp::retry_after,
     trace::TRACEPARENT,
     vault::Vault,
@@ -28,9 +28,8 @@ const READ_BYTES: usize = 16 << 10;
 const STORED_BYTES: usize = 4 << 10;
 /// Characters of a header of an answer that are stored.
 const HEADER_CHARS: usize = 200;
-/// Header of the number of the attempt, and of the number of triggers that led to the run.
+/// Header of the number of the attempt.
 const ATTEMPT_HEADER: &str = "webhook-attempt";
-const DEPTH_HEADER: &str = "webhook-depth";
 
 /// What sends deliveries. Cheap to clone.
 #[derive(Clone)]

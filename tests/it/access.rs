@@ -5,6 +5,7 @@ mod jwks;
 mod lines;
 mod organizations;
 mod roles;
+mod suspension;
 mod tokens;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};

@@ -243,12 +243,26 @@ async fn with_stop_a_trigger_is_paused_in_front_of_a_record_that_cannot_work(poo
     for value in [&br#"{"text":"a"}"#[..], b"{", br#"{"text":"b"}"#] {
         world.send(0, Some("k"), Some(value)).await;
     }
+    sqlx::query("INSERT INTO event_topics (topic) VALUES ('events')").execute(&pool).await.expect("a topic");
     let trigger = world.trigger("orders", json!({"on_error": "stop"})).await;
     eventually("it is paused", || async { (world.shown(&trigger).await["enabled"] == false).then_some(()) }).await;
     let shown = world.shown(&trigger).await;
     let note = shown["note"].as_str().expect("a note");
     assert!(note.contains("its value is not JSON"), "{note}");
     assert_eq!(world.texts(&trigger, 1).await, ["a"]);
+    // The owner sees the firing that stopped it, and is told.
+    let firing = &shown["firings"][0];
+    assert_eq!(
+        (&firing["outcome"], &firing["reason"]),
+        (&json!("failed_to_start"), &json!("record_unreadable")),
+        "{shown}"
+    );
+    assert_eq!((&shown["counters"]["fired"], &shown["counters"]["failed_to_start"]), (&json!(1), &json!(1)));
+    let sql = "SELECT data FROM webhook_events WHERE event_type = 'trigger.paused'";
+    let told: Vec<Value> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("events");
+    let paused = json!({"organization_id": "default", "trigger": {"kind": "kafka", "id": trigger["id"], "name": "orders"},
+        "workflow": {"name": "one-step", "version": null}, "reason": "record_unreadable", "note": note});
+    assert_eq!(told, [paused]);
     world.committed(&trigger, 0, 1).await;
     assert!(world.letters().await.is_empty());
     let audit = world.service.get("/api/v1/audit-logs?entity_type=trigger&action=pause").await.expect(200);
@@ -257,6 +271,34 @@ async fn with_stop_a_trigger_is_paused_in_front_of_a_record_that_cannot_work(poo
     world.service.put(&path(&trigger), &json!({"config": config, "enabled": true})).await.expect(200);
     assert_eq!(world.texts(&trigger, 2).await, ["a", "b"]);
     assert_eq!(world.letters().await.len(), 1);
+}
+
+/// A record that an event of a run has caused goes on with its chain, and so does what is told of its dead letter.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_run_is_one_deeper_than_its_record_and_the_chain_ends(pool: PgPool) {
+    let world = World::start(&pool, 1).await;
+    sqlx::query("INSERT INTO event_topics (topic) VALUES ('events')").execute(&pool).await.expect("a topic");
+    let trigger = world.trigger("orders", json!({})).await;
+    for (depth, value) in
+        [("15", r#"{"text":"a"}"#), ("16", r#"{"text":"b"}"#), ("x", "{}"), ("2", "no JSON"), ("16", "no JSON")]
+    {
+        let headers = OwnedHeaders::new().insert(Header { key: "Webhook-Depth", value: Some(depth) });
+        world.send_with(0, None, Some(value.as_bytes()), headers).await;
+    }
+    world.send(0, None, Some(b"not JSON either")).await;
+    world.counted(&trigger, "dead_letters", 5).await;
+    assert_eq!(world.texts(&trigger, 1).await, ["a"]);
+    let depth: i16 = sqlx::query_scalar("SELECT chain_depth FROM workflow_runs").fetch_one(&pool).await.expect("a run");
+    assert_eq!(depth, 16);
+    let letters = world.letters().await;
+    let reasons: Vec<&str> = letters.iter().map(|letter| letter["reason"].as_str().expect("a reason")).collect();
+    let expected = ["chain_too_long", "chain_too_long", "record_unreadable", "record_unreadable", "record_unreadable"];
+    assert_eq!(reasons, expected);
+    // What could make the chain longer is not told.
+    let sql = "SELECT data -> 'trigger' FROM webhook_events ORDER BY position";
+    let told: Vec<Value> = sqlx::query_scalar(sql).fetch_all(&pool).await.expect("events");
+    let of = |depth: i64| json!({"kind": "kafka", "id": trigger["id"], "depth": depth});
+    assert_eq!(told, [of(3), of(0)]);
 }
 
 /// C2, test 5.

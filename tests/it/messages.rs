@@ -188,9 +188,21 @@ fn the_asyncapi_document_names_the_default_topics_and_the_schemas() {
         ("monitoringUpdates", &monitoring),
         ("deadLetters", &kafka.dead_letter_topic),
         ("events", &"workflow.events".to_owned()),
+        // Those of triggers have no names of their own.
+        ("triggerRecords", &"{topic}".to_owned()),
     ] {
         assert_eq!(&document["channels"][channel]["address"], topic);
     }
+    // Every topic is written or read.
+    let used: std::collections::BTreeSet<&str> = document["operations"]
+        .as_object()
+        .expect("operations")
+        .values()
+        .map(|operation| operation["channel"]["$ref"].as_str().expect("a reference"))
+        .collect();
+    let channels = document["channels"].as_object().expect("channels").keys().map(|name| format!("#/channels/{name}"));
+    assert_eq!(used.into_iter().map(str::to_owned).collect::<std::collections::BTreeSet<_>>(), channels.collect());
+    assert_eq!(document["operations"]["startRuns"]["action"], "receive");
     let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     let mut left = vec![&document];
     let mut files = 0;

@@ -320,6 +320,8 @@ async fn published(config: &Config, count: usize) -> Vec<(String, Value)> {
         assert!(jsonschema::draft202012::is_valid(&known.data_schema(), &value["data"]), "{value:#}");
         let headers = crate::messages::headers(record);
         assert_eq!(headers["content-type"], "application/cloudevents+json; charset=UTF-8");
+        let depth = value["data"]["trigger"]["depth"].as_i64().unwrap_or_default();
+        assert_eq!(headers["webhook-depth"], depth.to_string());
         let key = String::from_utf8(record.key().expect("a key").to_vec()).expect("text");
         assert_eq!(value["subject"], key);
         (key, value)
@@ -380,6 +382,7 @@ async fn an_event_whose_sender_has_died_is_sent_again_with_its_id(pool: PgPool) 
     let config = with_topic(&pool);
     let topic = config.kafka.events_topic.clone().expect("a topic");
     foreign_run(&pool, "r", "PENDING").await;
+    run(&pool, "UPDATE workflow_runs SET chain_depth = 3").await;
     // A process that is dead, whose event was sent or not: nobody knows.
     let sql = "INSERT INTO event_topics (topic, owner) VALUES ($1, gen_random_uuid())";
     sqlx::query(sql).bind(&topic).execute(&pool).await.expect("a row");
@@ -392,6 +395,7 @@ async fn an_event_whose_sender_has_died_is_sent_again_with_its_id(pool: PgPool) 
     })
     .await;
     run(&pool, "UPDATE webhook_events SET to_publish = true").await;
+    assert_eq!(first[0].1["data"]["trigger"], json!({"kind": null, "id": null, "at": null, "depth": 3}));
     let both = published(&service.config, 2).await;
     assert_eq!(both[0], first[0]);
     assert_eq!(both[1], first[0], "consumers drop what they know by its id");
@@ -672,6 +676,6 @@ async fn the_catalogue_and_the_openapi_document_have_the_schema_of_every_type(po
     let of_topic = topic["properties"]["type"]["enum"].as_array().expect("types");
     assert_eq!(names, of_topic.iter().map(|name| name.as_str().expect("a name")).collect());
     let asyncapi = service.get("/docs/asyncapi.json").await.expect(200);
-    assert_eq!(asyncapi["channels"].as_object().expect("channels").len(), 5);
+    assert_eq!(asyncapi["channels"].as_object().expect("channels").len(), 6);
     assert!(!asyncapi.to_string().contains("\"kafka/"), "the schemas are in the document");
 }

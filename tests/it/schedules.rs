@@ -186,6 +186,31 @@ async fn a_schedule_that_was_paused_for_a_day_makes_up_for_nothing(pool: PgPool)
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_schedule_that_becomes_frequent_makes_up_for_nothing_before_the_change(pool: PgPool) {
+    let world = World::start(&pool).await;
+    let config = json!({"every": "PT24H", "jitter_seconds": 80_000, "overlap": "allow", "catch_up": "all",
+        "start_at": "2020-01-01T00:00:00Z"});
+    let mut ids = Vec::new();
+    for n in 0..10 {
+        ids.push(world.schedule(&format!("s{n}"), config.clone()).await);
+    }
+    // As if the firing of today, which is still ahead for some of them, was not decided.
+    let sql = "UPDATE trigger_schedules SET processed_until = date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '1 hour'";
+    sqlx::query(sql).execute(&pool).await.expect("moved");
+    let before = db::triggers::now(&pool).await.expect("a time");
+    let often = json!({"every": "PT1S", "overlap": "allow", "catch_up": "all", "start_at": "2020-01-01T00:00:00Z"});
+    for id in &ids {
+        world.service.put(&format!("{TRIGGERS}/{id}"), &json!({"config": often})).await.expect(200);
+    }
+    world.pass_at(db::triggers::now(&pool).await.expect("a time")).await;
+    for id in ids {
+        let runs = world.runs(id).await;
+        assert!(runs.iter().all(|nominal| *nominal > before), "{runs:?} after {before}");
+        assert_eq!(world.count(id, "missed").await, 0);
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_change_within_the_jitter_loses_nothing_that_is_ahead(pool: PgPool) {
     let world = World::start(&pool).await;
     // Due at each full hour of the database's clock, and late by up to an hour.

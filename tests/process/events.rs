@@ -29,7 +29,7 @@ fn seed() -> u64 {
 }
 
 /// An agent that answers at once.
-async fn agent() -> String {
+pub async fn agent() -> String {
     let handle = async |Json(call): Json<Value>| {
         let task = json!({"kind": "task", "id": "t", "status": {"state": "completed"},
             "artifacts": [{"artifactId": "a", "parts": [{"kind": "text", "text": "done"}]}]});

@@ -5,6 +5,7 @@
 
 mod agent_work;
 mod browser;
+mod chains;
 mod chromium;
 mod client;
 mod cluster;
@@ -39,5 +40,6 @@ mod statements;
 mod stop;
 mod tls;
 mod traces;
+mod trigger_metrics;
 mod vault;
 mod webhooks;

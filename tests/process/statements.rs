@@ -250,7 +250,7 @@ async fn a_backfill_outlives_a_death_after_any_statement(pool: PgPool) {
         .await;
     let statements = scene
         .die_after_each(
-            "FROM trigger_backfills WHERE id = $1 AND state = 'running' FOR UPDATE",
+            "FROM trigger_backfills WHERE id = $1 AND state = 'running'",
             "SELECT state = 'completed' FROM trigger_backfills",
             "SELECT present = 0 AND failed = 0 AND started = (SELECT count(DISTINCT trigger_at) FROM workflow_runs)
                  AND started = (SELECT count(*) FROM workflow_runs) FROM trigger_backfills",

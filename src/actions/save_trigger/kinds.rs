@@ -149,7 +149,7 @@ async fn save_schedule(conn: &mut PgConnection, saved: &Saved<'_>, schedule: &Sc
                 return Ok(());
             }
             let processed_until =
-                if before.enabled { old.decided_at_change(row.id, stored.processed_until, now) } else { now };
+                if before.enabled { old.decided_at_change(schedule, row.id, stored.processed_until, now) } else { now };
             let is_resumed = row.enabled && !before.enabled;
             ScheduleRow {
                 due_at: None,

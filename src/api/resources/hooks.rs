@@ -29,6 +29,7 @@ use crate::{
         sets,
     },
     db::triggers::TriggerRow,
+    event,
     inbound::{Greeting, Unreadable},
     input::{FieldError, query_int},
     run::RunStatus,
@@ -39,7 +40,7 @@ const MAX_WAIT_SECS: i64 = 10;
 /// Maximum length of a part of the path.
 const MAX_PART_CHARS: usize = 300;
 /// Header with the number of runs that have led to a delivery of this service.
-const DEPTH: HeaderName = HeaderName::from_static("webhook-depth");
+const DEPTH: HeaderName = HeaderName::from_static(event::DEPTH_HEADER);
 /// `Retry-After` of a paused trigger, in seconds.
 const PAUSED_RETRY_SECS: HeaderValue = HeaderValue::from_static("60");
 

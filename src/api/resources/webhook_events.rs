@@ -5,7 +5,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use crate::event::catalogue::{self, EventType};
+use crate::event::{
+    DEPTH_HEADER,
+    catalogue::{self, EventType},
+};
 
 /// Types of events.
 #[derive(Serialize, ToSchema)]
@@ -57,15 +60,21 @@ pub async fn list_event_types() -> Json<EventCatalogue> {
 /// Member `webhooks` of the OpenAPI document: the requests that endpoints receive, by type.
 #[must_use]
 pub fn webhooks() -> Map<String, Value> {
-    let named = |name: &str, required: bool, description: &str| json!({"name": name, "in": "header", "required": required, "description": description, "schema": {"type": "string"}});
-    let header = |name: &str, description: &str| named(name, true, description);
+    let header = |name: &str, required: bool, description: &str| {
+        let schema = json!({"type": "string"});
+        json!({"name": name, "in": "header", "required": required, "description": description, "schema": schema})
+    };
     let parameters = json!([
-        header("webhook-id", "Id of the event, the same in each attempt."),
-        header("webhook-timestamp", "Time of the attempt in seconds since 1970."),
-        header("webhook-signature", "Signatures of id, timestamp and body, as Standard Webhooks says."),
-        header("webhook-attempt", "Number of the attempt, from 1."),
-        header("webhook-depth", "Number of triggers that led to the run of the event."),
-        named("traceparent", false, "Trace of the run of the event, if it has one."),
+        header("webhook-id", true, "Id of the event, the same in each attempt."),
+        header("webhook-timestamp", true, "Time of the attempt in seconds since 1970."),
+        header("webhook-signature", true, "Signatures of id, timestamp and body, as Standard Webhooks says."),
+        header("webhook-attempt", true, "Number of the attempt, from 1."),
+        header(
+            DEPTH_HEADER,
+            true,
+            "Number of runs that have led to the event, each by an event of the one before, as `data.trigger.depth`.",
+        ),
+        header("traceparent", false, "W3C Trace Context of the run."),
     ]);
     let operation = |known: &EventType| {
         json!({"post": {

@@ -11,6 +11,7 @@ use crate::{
         self, Error, Pool,
         webhook_events::{self, EventRow},
     },
+    event,
     input::{check_json, member, text},
     webhook::{
         Payload,
@@ -95,12 +96,6 @@ impl Subscription {
 fn webhook_of(event: &EventRow) -> Option<Uuid> {
     let id = member(&event.data.0, "webhook").and_then(|webhook| member(webhook, "id")).and_then(text)?;
     Uuid::try_parse(&id).ok()
-}
-
-/// Number of triggers that led to the run.
-fn depth_of(event: &EventRow) -> i32 {
-    let depth = member(&event.data.0, "trigger").and_then(|trigger| member(trigger, "depth"));
-    depth.and_then(|depth| depth.get().parse().ok()).unwrap_or_default()
 }
 
 /// Attempt that waits, of an event that tells that.
@@ -223,7 +218,7 @@ async fn insert(conn: &mut PgConnection, made: &[(&EventRow, &Subscription, Stri
         .bind(made.iter().map(|(event, ..)| event.seq).collect::<Vec<_>>())
         .bind(made.iter().map(|(.., body)| body.as_str()).collect::<Vec<_>>())
         .bind(made.iter().map(|(event, ..)| event.traceparent.as_deref()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| depth_of(event)).collect::<Vec<_>>())
+        .bind(made.iter().map(|(event, ..)| event::depth(&event.data.0)).collect::<Vec<_>>())
         .bind(made.iter().map(|(_, of, _)| of.enabled).collect::<Vec<_>>())
         .execute(conn)
         .await?;

@@ -82,7 +82,9 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, places: &Places) ->
                     SELECT $7 - coalesce(sum(h.places), 0)::bigint AS places FROM held h
                     WHERE h.organization_id = w.organization_id
                 ) shared, clock
-            WHERE w.enabled AND s.next_at <= clock.at AND EXISTS (
+            WHERE w.enabled AND s.next_at <= clock.at AND NOT EXISTS (
+                SELECT FROM organizations o WHERE o.id = w.organization_id AND o.status = 'suspended')
+            AND EXISTS (
                 SELECT FROM webhook_deliveries d
                 WHERE d.webhook_id = s.webhook_id AND d.state = 'pending' AND d.due_at <= clock.at)
         ), served AS MATERIALIZED (

@@ -13,6 +13,7 @@ use super::{
     Format, KafkaTrigger,
 };
 use crate::{
+    event::DEPTH_HEADER,
     expression, id,
     input::{self, check_json, to_raw},
     mapping::Scope,
@@ -21,8 +22,6 @@ use crate::{
 
 /// Maximum bytes of the value of `idempotency`.
 const MAX_ID_BYTES: usize = 4096;
-/// Header with the number of runs that have led to a record, as outgoing webhooks have it.
-const DEPTH_HEADER: &str = "webhook-depth";
 /// Header with the correlation id.
 const CORRELATION_HEADER: &str = "x-correlation-id";
 
@@ -158,18 +157,25 @@ impl Record {
             format!("kafka record {} {} {} {digest}", self.topic, self.partition, self.offset)
         };
         let run_id = id::derived_run_id(id, &identity);
-        let depth = self.header(DEPTH_HEADER).and_then(|depth| depth.trim().parse().ok()).map_or(0, |depth: i16| {
-            // Above the maximum the run is refused.
-            depth.max(0)
-        });
-        let correlation_id = self.header(CORRELATION_HEADER).map(str::to_owned);
+        let depth = self.depth();
+        let correlation_id =
+            self.header(CORRELATION_HEADER).and_then(text).filter(|id| !id.is_empty()).map(str::to_owned);
         Ok(Some(Wanted { run_id, at, what, depth, correlation_id }))
     }
 
-    /// Text of the last header of that name.
-    fn header(&self, name: &str) -> Option<&str> {
+    /// Value of the last header of that name; null is empty.
+    fn header(&self, name: &str) -> Option<&[u8]> {
         let mut named = self.headers.iter().rev().filter(|(given, _)| given.eq_ignore_ascii_case(name));
-        std::str::from_utf8(named.next()?.1.as_deref()?).ok()
+        named.next().map(|(_, value)| value.as_deref().unwrap_or_default())
+    }
+
+    /// Number of runs that have led to a run that it starts: one more than to the record itself. What is no number, or
+    /// too large, is beyond every limit: it must not begin a chain anew. The database reads the header of dead letters
+    /// likewise.
+    fn depth(&self) -> i16 {
+        let Some(value) = self.header(DEPTH_HEADER) else { return 0 };
+        let number = text(value).map(str::trim).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        number.and_then(|number| number.parse().ok()).unwrap_or(i16::MAX).saturating_add(1)
     }
 
     /// Members of the object `trigger`.
@@ -266,7 +272,29 @@ mod tests {
         ] {
             assert!(what.contains(part), "{part}: {what}");
         }
-        assert_eq!((wanted.depth, wanted.correlation_id.as_deref()), (3, Some("req-7")));
+        assert_eq!((wanted.depth, wanted.correlation_id.as_deref()), (4, Some("req-7")));
+    }
+
+    #[test]
+    fn a_run_is_one_deeper_than_its_record_and_an_unreadable_depth_is_beyond_every_limit() {
+        let depth = |headers: &[(&str, Option<&[u8]>)]| {
+            let header = |(name, value): &(&str, Option<&[u8]>)| ((*name).to_owned(), value.map(<[u8]>::to_vec));
+            let record = Record { headers: headers.iter().map(header).collect(), ..record(Some(b"1")) };
+            match opened(r#"{"topic":"t"}"#, &record) {
+                Opened::Wanted(wanted) => wanted.depth,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(depth(&[]), 0);
+        for (value, expected) in [("0", 1), ("15", 16), (" 16 ", 17), ("32766", i16::MAX), ("32767", i16::MAX)] {
+            assert_eq!(depth(&[("webhook-depth", Some(value.as_bytes()))]), expected, "{value}");
+        }
+        for value in [&b""[..], b"-1", b"+1", b"x", b"1.5", b"99999", b"\xff"] {
+            assert_eq!(depth(&[("Webhook-Depth", Some(value))]), i16::MAX, "{value:?}");
+        }
+        assert_eq!(depth(&[("webhook-depth", None)]), i16::MAX);
+        // The last one counts, as of every header.
+        assert_eq!(depth(&[("webhook-depth", Some(b"9")), ("webhook-depth", Some(b"2"))]), 3);
     }
 
     #[test]

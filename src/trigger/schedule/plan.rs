@@ -91,23 +91,38 @@ impl Schedule {
         Due { fire: found[first..].iter().map(|(nominal, _)| *nominal).collect(), missed, ..Due::default() }
     }
 
-    /// Nominal instant up to which firings are decided after a change of the schedule at `now`: those that this schedule
-    /// would still have made, because of the jitter or because no process has got to them, are left.
+    /// Nominal instant up to which firings are decided when this schedule is changed to another one at `now`. Those that
+    /// this one would still have made, because of the jitter or because no process has got to them, stay to be made if
+    /// the other one has no instants besides: it makes up for none of the time before the change.
     #[must_use]
-    pub fn decided_at_change(&self, id: Uuid, processed_until: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+    pub fn decided_at_change(
+        &self,
+        to: &Self,
+        id: Uuid,
+        processed_until: DateTime<Utc>,
+        now: DateTime<Utc>,
+    ) -> DateTime<Utc> {
         let since = now - TimeDelta::seconds(self.jitter_seconds) - LATE;
-        let mut cursor = processed_until.max(since);
+        let (mut cursor, mut pending) = (processed_until.max(since), Vec::new());
         for _ in 0..MAX_SCANNED {
             match self.next(cursor) {
-                Next::At(nominal) if nominal > now => return now,
-                Next::At(nominal) if now - self.jittered(id, nominal) <= LATE => {
-                    return nominal - TimeDelta::microseconds(1);
+                Next::At(nominal) if nominal > now => break,
+                Next::At(nominal) => {
+                    if now - self.jittered(id, nominal) <= LATE {
+                        pending.push(nominal);
+                    }
+                    cursor = nominal;
                 }
-                Next::At(instant) | Next::NotUntil(instant) => cursor = instant,
-                Next::Never => return now,
+                Next::NotUntil(instant) => cursor = instant,
+                Next::Never => break,
             }
         }
-        now
+        let Some(first) = pending.first() else { return now };
+        let kept = to.range(*first, now + TimeDelta::microseconds(1), pending.len() + 1);
+        match kept.first() {
+            Some(first) if kept.iter().all(|nominal| pending.contains(nominal)) => *first - TimeDelta::microseconds(1),
+            _ => now,
+        }
     }
 
     /// Instants of a range without its end, at most so many.

@@ -267,12 +267,46 @@ fn a_change_loses_nothing_that_is_late_by_jitter() {
     let schedule = schedule(&config);
     let jittered = schedule.jittered(id, nominal);
     let processed = at("2027-01-01T09:00:00Z");
-    let before = schedule.decided_at_change(id, processed, jittered - TimeDelta::seconds(1));
+    let before = schedule.decided_at_change(&schedule, id, processed, jittered - TimeDelta::seconds(1));
     assert_eq!(schedule.due_at(id, before), Some(jittered), "it is still ahead");
     // What has been made is not made again, and neither is what was due long ago.
     let now = jittered + TimeDelta::seconds(30);
-    assert_eq!(schedule.decided_at_change(id, nominal, now), now);
-    assert_eq!(schedule.decided_at_change(id, processed, now), now);
+    assert_eq!(schedule.decided_at_change(&schedule, id, nominal, now), now);
+    assert_eq!(schedule.decided_at_change(&schedule, id, processed, now), now);
+}
+
+#[test]
+fn a_changed_schedule_makes_up_for_none_of_its_own_instants_before_the_change() {
+    let (nominal, processed, now) =
+        (at("2027-01-01T10:00:00Z"), at("2027-01-01T09:00:00Z"), at("2027-01-01T10:20:00Z"));
+    let hourly = schedule(&json!({"cron": ["0 * * * *"], "jitter_seconds": 3599}));
+    // One of which the instant is still ahead.
+    let is_ahead = |id: &Uuid| hourly.jittered(*id, nominal) > now;
+    let id = (0..100).map(Uuid::from_u128).find(is_ahead).expect("an id");
+    for (to, fired) in [
+        // The same instant, and none besides.
+        (json!({"cron": ["0 * * * *"]}), vec![nominal]),
+        (json!({"cron": ["0,30 * * * *"]}), vec![nominal]),
+        (json!({"cron": ["0 10 * * *"], "jitter_seconds": 1800}), vec![nominal]),
+        // Others before the change.
+        (json!({"cron": ["* * * * *"]}), vec![]),
+        (json!({"cron": ["*/15 * * * *"]}), vec![]),
+        (json!({"cron": ["5 * * * *"]}), vec![]),
+        (json!({"cron": ["0 11 * * *"]}), vec![]),
+    ] {
+        let mut to = to;
+        to["overlap"] = json!("allow");
+        to["catch_up"] = json!("all");
+        let changed = schedule(&to);
+        let until = hourly.decided_at_change(&changed, id, processed, now);
+        // With the jitter over, but before anything that comes after the change.
+        let due = changed.due(id, until, now);
+        let next = changed.range(until + TimeDelta::microseconds(1), at("2027-01-01T10:20:01Z"), 100);
+        assert_eq!((next, due.missed), (fired.clone(), None), "{to}");
+        if changed.jittered(id, nominal) <= now {
+            assert_eq!(due.fire, fired, "{to}");
+        }
+    }
 }
 
 /// A random expression of the usual forms; the same from the same seed.

@@ -12,28 +12,28 @@ use crate::service::{Answer, Service, eventually};
 const NOWHERE: &str = "00000000-0000-0000-0000-000000000000";
 
 /// Somebody with an API key, of some organisation.
-struct Member<'a> {
-    service: &'a Service,
-    key: String,
+pub struct Member<'a> {
+    pub service: &'a Service,
+    pub key: String,
 }
 
 impl Member<'_> {
-    async fn send(&self, method: &str, path: &str, body: &Value) -> Answer {
+    pub async fn send(&self, method: &str, path: &str, body: &Value) -> Answer {
         let headers = [("x-api-key", self.key.as_str()), ("content-type", "application/json")];
         let body = if body.is_null() { String::new() } else { body.to_string() };
         self.service.send(method, &format!("/api/v1{path}"), &headers, body).await
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &json!(null)).await
     }
 
-    async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send("POST", path, body).await
     }
 
     /// An agent and a one-step workflow; the workflow's id.
-    async fn workflow(&self, name: &str) -> String {
+    pub async fn workflow(&self, name: &str) -> String {
         self.post("/agents", &json!({"name": "worker", "url": "http://127.0.0.1:9/"})).await.expect(201);
         let steps = json!({"a": {"id": "a", "agent_name": "worker", "input_mapping": {}}});
         let created = self.post("/workflows", &json!({"name": name, "start_step": "a", "steps": steps})).await;
@@ -43,7 +43,7 @@ impl Member<'_> {
 
 impl Admin {
     /// An administrator of a new organisation.
-    async fn organization(&self, id: &str, quotas: &Value) -> Member<'_> {
+    pub async fn organization(&self, id: &str, quotas: &Value) -> Member<'_> {
         self.post("/api/v1/organizations", &json!({"id": id, "name": id, "quotas": quotas})).await.expect(201);
         let body = json!({"name": format!("admin of {id}"), "role": "admin", "organization_id": id});
         Member { service: &self.service, key: self.key(&body).await.0 }

@@ -1,12 +1,17 @@
 //! Each way of starting a run passes the same flow control: a request, a schedule, a trigger that is fired by hand, a
-//! webhook, an A2A message, and an MCP tool.
+//! webhook, a record of Kafka, an A2A message, and an MCP tool.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
+use rdkafka::{
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    client::DefaultClientContext,
+    producer::{FutureProducer, FutureRecord},
+};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
-use workflow_api::{db::migrations::MIGRATOR, scheduler::Scheduler};
+use workflow_api::{db::migrations::MIGRATOR, kafka, scheduler::Scheduler};
 
 use super::{act, define_with, id, is_consistent, kinds, run, start};
 use crate::{
@@ -24,15 +29,17 @@ enum Way {
     Schedule,
     ByHand,
     Webhook,
+    Kafka,
     A2a,
     Mcp,
 }
 
 impl Way {
-    const ALL: [Self; 6] = [Self::Request, Self::Schedule, Self::ByHand, Self::Webhook, Self::A2a, Self::Mcp];
+    const ALL: [Self; 7] =
+        [Self::Request, Self::Schedule, Self::ByHand, Self::Webhook, Self::Kafka, Self::A2a, Self::Mcp];
 
     fn is_trigger(self) -> bool {
-        matches!(self, Self::Schedule | Self::ByHand | Self::Webhook)
+        matches!(self, Self::Schedule | Self::ByHand | Self::Webhook | Self::Kafka)
     }
 }
 
@@ -70,6 +77,16 @@ impl World {
             Way::Webhook => {
                 Some(started.create("webhook", &json!({"preset": "none"}), &json!("${trigger.body}")).await)
             }
+            Way::Kafka => {
+                let topic = format!("flow-{}", Uuid::now_v7().simple());
+                let client = kafka::client_config(&self.service.config.kafka);
+                let admin: AdminClient<DefaultClientContext> = client.create().expect("valid settings");
+                let new = [NewTopic::new(&topic, 1, TopicReplication::Fixed(1))];
+                let made = admin.create_topics(&new, &AdminOptions::new()).await.expect("an answer");
+                made[0].as_ref().expect("a topic");
+                let config = json!({"topic": topic, "start": "earliest"});
+                Some(started.create("kafka", &config, &json!("${trigger.value}")).await)
+            }
             Way::ByHand => {
                 let config = json!({"cron": ["0 0 1 1 *"], "start_at": "2027-02-01T00:00:00Z"});
                 Some(started.create("schedule", &config, &json!("${trigger.input}")).await)
@@ -105,6 +122,10 @@ impl Started<'_> {
                 self.fire(n, &input).await;
                 self.last_firing().await["run_id"].clone()
             }
+            Way::Kafka => {
+                self.record(&input).await;
+                self.last_firing().await["run_id"].clone()
+            }
             _ => self.send(&input).await.0,
         };
         answer.as_str().unwrap_or_else(|| panic!("{:?} has started no run", self.way)).to_owned()
@@ -116,6 +137,21 @@ impl Started<'_> {
         let config = json!({"cron": ["@hourly"], "start_at": due, "remaining": 1, "overlap": "allow"});
         self.trigger = Some(self.create("schedule", &config, input).await);
         while self.world.scheduler.turn(Some(at(&due))).await.expect("a turn") {}
+    }
+
+    /// Sends a record with that value, and waits until the trigger has fired for it.
+    async fn record(&self, value: &Value) {
+        let before = self.firings().await.as_array().expect("a list").len();
+        let topic = self.trigger.as_ref().expect("a trigger")["config"]["topic"].as_str().expect("a topic");
+        let config = kafka::producer_config(&self.world.service.config.kafka);
+        let producer: FutureProducer = config.create().expect("valid settings");
+        let value = value.to_string();
+        let record = FutureRecord::<str, str>::to(topic).partition(0).payload(&value);
+        producer.send(record, Duration::from_secs(10)).await.expect("sent");
+        eventually("the trigger has fired", async || {
+            (self.firings().await.as_array().expect("a list").len() > before).then_some(())
+        })
+        .await;
     }
 
     async fn last_firing(&self) -> Value {
@@ -171,7 +207,7 @@ impl Started<'_> {
                 let run_id = result["structuredContent"]["run_id"].clone();
                 (if run_id.is_null() { said } else { run_id }, answer)
             }
-            Way::Schedule => panic!("nothing is sent to a schedule"),
+            Way::Schedule | Way::Kafka => panic!("nobody answers"),
         }
     }
 }
@@ -302,6 +338,8 @@ async fn a_key_without_a_value_is_an_error_in_whatever_way_a_run_is_started(pool
         let (path, name) = (format!("/api/v1/runs?workflow_id={}", started.workflow), started.name.clone());
         if way == Way::Schedule {
             started.fire(1, &input).await;
+        } else if way == Way::Kafka {
+            started.record(&input).await;
         } else {
             let (run_id, answer) = started.send(&input).await;
             assert_eq!(run_id, Value::Null, "{way:?}: {}", answer.text);

@@ -52,6 +52,29 @@ async fn a_trigger_that_is_deleted_or_paused_meanwhile_starts_nothing(pool: PgPo
     assert!(runs(&service).await.is_empty());
 }
 
+/// C3, test 8: an answer that waited for a row of the trigger would tell that there is one.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_refusal_is_answered_without_a_write(pool: PgPool) {
+    let service = started(&pool).await;
+    let created = create(&service, "known", json!({"preset": "github", "secrets": [SECRET]})).await;
+    let mut change = pool.begin().await.expect("a transaction");
+    let sql = "SELECT FROM webhook_triggers WHERE trigger_id = $1 FOR UPDATE";
+    sqlx::query(sql).bind(id_of(&created)).execute(&mut *change).await.expect("locked");
+    let headers = github(b"{}", "d-1", "another secret");
+    for path in ["/api/v1/hooks/default/known", "/api/v1/hooks/default/unknown"] {
+        let answer = deliver(&service, path, &headers, "{}").await;
+        assert_eq!(answer.error(401)["code"], "delivery_refused", "{path}");
+    }
+    // The reason is recorded as soon as it can be.
+    assert_eq!(waiting_for(&pool, 1).await.len(), 1);
+    change.commit().await.expect("committed");
+    eventually("the owner sees the reason", async || {
+        let shown = trigger(&service, &created).await;
+        shown["webhook"]["refused_for"].as_str().map(drop)
+    })
+    .await;
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_delivery_and_a_firing_by_hand_take_their_locks_in_one_order(pool: PgPool) {
     let service = Service::start_with(config(&pool, &[("QUOTA_QUEUED_RUNS", "100")]));

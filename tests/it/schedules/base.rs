@@ -152,6 +152,7 @@ async fn a_chain_of_runs_is_bounded_and_a_present_run_is_not_started_again(pool:
         depth,
         cause: Cause::Event,
         correlation_id: Some("chain-1".to_owned()),
+        delivery: None,
     };
     let firings = [firing("a", 16), firing("b", 17)];
     sqlx::query("INSERT INTO event_topics (topic) VALUES ('events')").execute(&pool).await.expect("a topic");
@@ -196,4 +197,43 @@ async fn triggers_are_exported_and_imported_with_the_workflows(pool: PgPool) {
         service.post("/api/v1/import", &other).await.field_errors(),
         ["body.triggers.1.config.cron.0 value_error"]
     );
+}
+
+/// C1, test 6: what the routes show beforehand is when runs start.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn schedules_fire_at_the_times_that_the_previews_show(pool: PgPool) {
+    const TIMES: usize = 4;
+    let world = World::start(&pool).await;
+    let minutes = ["*/20", "0", "7,37", "30", "*", "59"];
+    let hours = ["*", "2", "1-3", "*/6", "23"];
+    let days = ["* * *", "28 * *", "* * 0", "*/9 * 1-5", "* 3,10 *"];
+    let zones =
+        ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Asia/Kathmandu"];
+    let mut made = Vec::new();
+    for n in 0..150 {
+        let cron = format!("{} {} {}", minutes[n % minutes.len()], hours[n % hours.len()], days[n / 7 % days.len()]);
+        let (zone, gap, fold) = (zones[n % zones.len()], ["next", "skip"][n % 2], ["auto", "first", "both"][n % 3]);
+        // Around both changes of the clocks of 2027.
+        let from = ["2027-03-27T21:00:00Z", "2027-10-30T21:00:00Z", "2027-06-01T00:00:00Z"][n / 3 % 3];
+        let escaped = cron.replace('*', "%2A").replace('/', "%2F").replace(' ', "+").replace(',', "%2C");
+        let query = format!("cron={escaped}&time_zone={zone}&from={from}&count={TIMES}&dst_gap={gap}&dst_fold={fold}");
+        let preview = world.service.get(&format!("{TRIGGERS}/preview?{query}")).await.expect(200);
+        let times = preview["times"].as_array().expect("a list").iter();
+        let times: Vec<_> = times.map(|time| at(time["at"].as_str().expect("a time"))).collect();
+        assert_eq!(times.len(), TIMES, "{cron} in {zone}: {preview}");
+        let config = json!({"cron": [cron], "time_zone": zone, "dst_gap": gap, "dst_fold": fold, "start_at": from,
+            "end_at": times[TIMES - 1], "overlap": "allow", "catch_up": "all", "catch_up_window_seconds": 31_536_000});
+        let id = world.schedule(&format!("s{n}"), config.clone()).await;
+        let next = world.trigger(id).await["next"].clone();
+        made.push((id, times, next, config));
+    }
+    // What was due longer ago than a year would be missed.
+    for now in ["2027-08-01T00:00:00Z", "2028-01-01T00:00:00Z", "2028-06-01T00:00:00Z"] {
+        world.pass(now).await;
+    }
+    for (id, times, next, config) in made {
+        assert_eq!(world.runs(id).await, times, "{config}");
+        let next = next.as_array().expect("a list").iter().map(|time| at(time.as_str().expect("a time")));
+        assert_eq!(next.collect::<Vec<_>>(), times, "{config}");
+    }
 }
