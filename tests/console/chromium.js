@@ -12,6 +12,8 @@ const PATIENCE_MS = Number(process.env.CONSOLE_PATIENCE_MS ?? 60_000);
 export class Chromium {
     /** What the browser complained about: errors of the console, of the content policy, exceptions. @type {any[]} */
     complaints = [];
+    /** What the content policy has stopped; never cleared. @type {any[]} */
+    reports = [];
     /** Addresses of all requests. @type {string[]} */
     requests = [];
     #waiting = new Map();
@@ -71,9 +73,11 @@ export class Chromium {
         const { method, params } = message;
         if (method === "Network.requestWillBeSent") this.requests.push(params.request.url);
         const complains = (method === "Log.entryAdded" && params.entry.level === "error")
-            || (method === "Runtime.consoleAPICalled" && params.type === "error") || method === "Runtime.exceptionThrown"
-            || (method === "Audits.issueAdded" && params.issue.code === "ContentSecurityPolicyIssue");
-        if (complains) this.complaints.push(params);
+            || (method === "Runtime.consoleAPICalled" && params.type === "error") || method === "Runtime.exceptionThrown";
+        const isPolicy = (method === "Audits.issueAdded" && params.issue.code === "ContentSecurityPolicyIssue")
+            || (complains && /content security policy/i.test(JSON.stringify(params)));
+        if (isPolicy) this.reports.push(params);
+        else if (complains) this.complaints.push(params);
         for (const listener of this.#listeners) listener(message);
     }
 
@@ -98,8 +102,11 @@ export class Chromium {
         });
     }
 
+    /** Until what it returns is called. */
     on(method, work) {
-        this.#listeners.add((message) => message.method === method && work(message.params));
+        const listener = (message) => message.method === method && work(message.params);
+        this.#listeners.add(listener);
+        return () => void this.#listeners.delete(listener);
     }
 
     /** Loads a page. */
@@ -141,7 +148,7 @@ export class Chromium {
     /** A key, as a person presses it. */
     async press(key, modifiers = 0) {
         const text = key.length === 1 ? key : key === "Enter" ? "\r" : undefined;
-        const code = { Escape: 27, Enter: 13, ArrowRight: 39 }[key];
+        const code = { Escape: 27, Enter: 13, Tab: 9, ArrowRight: 39 }[key];
         const about = { key, modifiers, ...(code ? { windowsVirtualKeyCode: code } : {}) };
         await this.call("Input.dispatchKeyEvent", { type: "keyDown", ...about, ...(text ? { text } : {}) });
         await this.call("Input.dispatchKeyEvent", { type: "keyUp", ...about });

@@ -80,7 +80,47 @@ test("the forms of triggers and webhooks have the members and the choices of the
     for (const [member, schema] of [["payload", "WebhookPayload"], ["ordering", "WebhookOrdering"], ["signature", "WebhookSignature"]]) {
         assert.deepEqual(NEW_WEBHOOK.properties[member].enum, schemas[schema].enum, member);
     }
-    for (const kind of Object.keys(CONFIGS)) assert.ok(schemas.TriggerKind.enum.includes(kind), kind);
+    assert.deepEqual(Object.keys(CONFIGS).sort(), [...schemas.TriggerKind.enum].sort());
+    const choices = (/** @type {any} */ schema) => schema.pattern?.match(/^\^\(([^)]*)\)\$$/)?.[1].split("|");
+    for (const [kind, schema] of [["schedule", "ScheduleConfig"], ["webhook", "WebhookTriggerConfig"]]) {
+        assert.deepEqual(names(CONFIGS[kind]), names(schemas[schema]), kind);
+        assert.deepEqual(CONFIGS[kind].required ?? [], schemas[schema].required ?? [], kind);
+        for (const [member, about] of Object.entries(schemas[schema].properties)) {
+            if (choices(about)) assert.deepEqual(CONFIGS[kind].properties[member].enum.toSorted(), choices(about).sort(), `${kind} ${member}`);
+        }
+    }
+    // The document has neither the members of Kafka's triggers nor the choices of webhooks': these are held against the service itself.
+    const rust = (/** @type {string} */ path) => readFileSync(join(ASSETS, "../..", path), "utf8");
+    const [, body] = rust("trigger/kafka.rs").match(/pub struct KafkaTriggerBody[^{]*\{([\s\S]*?)\n {4}\}\n/) ?? [];
+    const members = [...(body ?? "").matchAll(/(?:pattern = "\^\(([^)"]*)\)\$"[^\n]*\n)? {8}(\w+): /g)].map(([, pattern, name]) => [name, pattern?.split("|").sort()]);
+    assert.deepEqual(names(CONFIGS.kafka), members.map(([name]) => name).sort());
+    for (const [name, known] of members) assert.deepEqual(CONFIGS.kafka.properties[name].enum?.toSorted(), known, `kafka ${name}`);
+    const said = (/** @type {string} */ path) => new Set([...rust(path).matchAll(/Self::\w+ => "([^"]+)"/g)].map(([, name]) => name));
+    const { preset, signed, algorithm, encoding } = CONFIGS.webhook.properties;
+    assert.deepEqual(new Set([...preset.enum, ...signed.enum]), said("inbound.rs"));
+    for (const name of [...algorithm.enum, ...encoding.enum]) assert.ok(said("inbound/signature.rs").has(name), name);
+});
+
+/** The texts of a constant in a module. @param {string} path @param {string} name */
+function listed(path, name) {
+    const [, list] = String(FILES.get(path)).match(new RegExp(`const ${name} = \\[([^\\]]*)\\]`)) ?? [];
+    assert.ok(list, `${path} has no ${name}`);
+    return [...list.matchAll(/"([^"]+)"/g)].map(([, text]) => text);
+}
+
+test("the filters and the choices of the screens are all that the API has", () => {
+    const { schemas } = document.components;
+    for (const [path, name, schema, left] of [["views/audit.js", "TYPES", "AuditEntityType"], ["views/audit.js", "OUTCOMES", "AuditOutcome"], ["views/dead-letters.js", "REASONS", "DeadLetterReason"],
+        ["views/dead-letters.js", "STATUSES", "DeadLetterStatus"], ["views/agents.js", "KINDS", "AgentKind"], ["views/webhook.js", "STATES", "WebhookDeliveryState"],
+        ["parts/run-list.js", "STATUSES", "RunStatus"], ["views/keys.js", "ROLE_NAMES", "Role"]]) {
+        assert.deepEqual(listed(path, name).sort(), [...schemas[schema].enum].sort(), `${path} ${name}`);
+    }
+    const members = listed("views/agents.js", "MEMBERS");
+    const own = Object.keys(schemas.UpdateAgentRequest.properties).filter((name) => !name.startsWith("auth_"));
+    assert.deepEqual(members.sort(), own.sort());
+    const names = (/** @type {string} */ path) => document.paths[path].get.parameters.map((/** @type {any} */ one) => one.name);
+    for (const name of listed("parts/run-list.js", "FILTERS")) assert.ok(names("/api/v1/runs").includes(name), name);
+    for (const name of listed("views/audit.js", "NAMES")) assert.ok(names("/api/v1/audit-logs").includes(name), name);
 });
 
 test("nothing needs an exception of the content policy: no markup from strings, no styles in markup, no code from strings", () => {
@@ -98,19 +138,17 @@ test("nothing needs an exception of the content policy: no markup from strings, 
     }
 });
 
-test("credentials are kept nowhere: what the browser stores are theme, time zone and columns", () => {
+test("credentials are kept nowhere: what the browser stores are theme, time zone, columns and whether keys do something", () => {
     for (const [path, text] of MODULES) {
         const allowed = path === "parts/settings.js";
         assert.ok(allowed || !/localStorage|sessionStorage|indexedDB|document\.cookie/.test(text), `${path} stores something`);
     }
     const settings = MODULES.find(([path]) => path === "parts/settings.js")?.[1] ?? "";
-    assert.deepEqual([...settings.matchAll(/stored\("(\w+)"/g)].map(([, name]) => name), ["theme", "zone", "columns"]);
+    assert.deepEqual([...settings.matchAll(/stored\("(\w+)"/g)].map(([, name]) => name), ["theme", "zone", "columns", "keys"]);
 });
 
-// A screen is loaded when it is opened, so what a browser loads to begin with stays small. All of the 24 screens take more than
-// the 80 kB that the design wanted: modules are served as they are committed, each compressed by itself; only a bundler would
-// bring it below.
-test("what a browser loads to begin with has at most 60 kB when it is compressed, and all together at most 130 kB", () => {
+// Why the budget is of what is loaded to begin with: docs/adr/0034-console-without-a-build.md.
+test("what a browser loads to begin with has at most 54 kB when it is compressed, and all together at most 130 kB", () => {
     const own = MODULES.reduce((sum, [, text]) => sum + Buffer.byteLength(text), 0);
     const compressed = (/** @type {string[]} */ paths) => paths.reduce((sum, path) => sum + gzipSync(FILES.get(path), { level: 9 }).length, 0);
     const needed = ["app.js"];
@@ -124,8 +162,8 @@ test("what a browser loads to begin with has at most 60 kB when it is compressed
     const all = compressed([...FILES.keys()].filter((path) => /\.(js|css|html|svg)$/.test(path)));
     console.log(`own ${own} bytes in ${MODULES.length} modules; compressed: ${first} bytes to begin with, ${all} bytes in all`);
     assert.ok(needed.length > 10 && !needed.includes("views/editor.js"));
-    assert.ok(own <= 330_000, `own modules have ${own} bytes`);
-    assert.ok(first <= 60_000, `${first} bytes are loaded to begin with`);
+    assert.ok(own <= 327_000, `own modules have ${own} bytes`);
+    assert.ok(first <= 54_000, `${first} bytes are loaded to begin with`);
     assert.ok(all <= 130_000, `all have ${all} bytes`);
     for (const [path, text] of OWN) assert.ok(text.split("\n").length <= 500, `${path} has more than 500 lines`);
 });

@@ -11,6 +11,13 @@ window.$field = (words) => {
     const label = [...(document.querySelector("dialog[open]") ?? document).querySelectorAll("label")].find((one) => one.innerText.trim().startsWith(words) && one.checkVisibility());
     return label ? (label.htmlFor ? document.getElementById(label.htmlFor) : label.querySelector("input, select, textarea"))
         : document.querySelector('[aria-label="' + words + '"]');
+};
+/* Streams of events that are open. */
+window.$streams = new Set();
+const Source = window.EventSource;
+window.EventSource = class extends Source {
+    constructor(url) { super(url); window.$streams.add(this); }
+    close() { super.close(); window.$streams.delete(this); }
 };`;
 
 export class Page {
@@ -23,6 +30,7 @@ export class Page {
         /** Requests that the OpenAPI document does not have. @type {string[]} */
         page.unknown = [];
         page.browser.on("Network.requestWillBeSent", ({ request }) => page.check(request));
+        page.browser.on("Page.javascriptDialogOpening", () => page.browser.call("Page.handleJavaScriptDialog", { accept: page.leaves ?? true }));
         return page;
     }
 
@@ -31,7 +39,6 @@ export class Page {
         await this.browser.attach();
         await this.browser.call("Page.addScriptToEvaluateOnNewDocument", { source: LIBRARY });
         await this.size(1280);
-        this.browser.on("Page.javascriptDialogOpening", () => this.browser.call("Page.handleJavaScriptDialog", { accept: this.leaves ?? true }));
     }
 
     check({ url, method }) {

@@ -4,8 +4,9 @@ import { test } from "node:test";
 import { lanesOf, layout, NODE } from "../../src/console/assets/parts/layout.js";
 import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, toCsv } from "../../src/console/assets/parts/run-list.js";
 import { limitWords, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
+import { pages } from "../../src/console/assets/parts/load.js";
 import { fields, gather, show } from "../../src/console/assets/parts/schema.js";
-import { align, differences, member, runWords, same, states, tree, versionOf } from "../../src/console/assets/parts/steps.js";
+import { align, differences, member, runWords, same, states, tree, withDelta } from "../../src/console/assets/parts/steps.js";
 import { csvLine, curl, diff, fault, hunks, locate, match } from "../../src/console/assets/parts/text.js";
 import { absolute, bytes, duration, fromField, percentile, relative, toField } from "../../src/console/assets/parts/time.js";
 
@@ -29,6 +30,7 @@ test("a call as a command survives quotes and asks for the key only where one is
     assert.equal(curl(call, "http://h:1", "X-API-Key"),
         `curl -sS -X POST 'http://h:1/api/v1/runs?name=a b' -H "X-API-Key: $KEY" -H 'Content-Type: application/json' -d '{"it'\\''s": "$(rm)"}'`);
     assert.equal(curl({ method: "GET", url: "/x" }, "http://h", null), "curl -sS http://h/x");
+    assert.equal(curl({ method: "DELETE", url: "/x", headers: { "if-match": '"3"' } }, "http://h", null), `curl -sS -X DELETE http://h/x -H 'if-match: "3"'`);
 });
 
 test("addresses with broken escapes match no screen", () => {
@@ -69,15 +71,13 @@ test("the state of a run is said in words", () => {
     assert.equal(runWords(failed, [], tree([attempt("mail", "FAILED")]), NOW), "after 2.0 s at step mail");
 });
 
-test("a run is drawn with the version that it executes, not with a newer one", () => {
-    const version = (number, minute, ...steps) => ({ version: number, updated_at: `2026-11-29T11:${minute}:00Z`, workflow_data: { steps: Object.fromEntries(steps.map((id) => [id, {}])) } });
-    const versions = [version(3, "50", "a", "c"), version(2, "30", "a", "b"), version(1, "10", "a")];
-    const run = { created_at: "2026-11-29T11:20:00Z" };
-    assert.equal(versionOf(run, [attempt("a", "COMPLETED")], versions).version, 1);
-    const retried = attempt("b", "FAILED", { started_at: "2026-11-29T11:40:00Z" });
-    assert.equal(versionOf(run, [attempt("a", "COMPLETED"), retried], versions).version, 2, "a retry takes the definition of its time");
-    assert.equal(versionOf(run, [attempt("gone", "FAILED")], versions).version, 3);
-    assert.equal(versionOf(run, [], []), null);
+test("pieces of outputs are kept by attempt and artifact, and not without an end", () => {
+    const piece = (attempt_id, artifact_id, text, append = true) => ({ attempt_id, artifact_id, text, append });
+    const all = [piece("a", "1", "x"), piece("b", "1", "y"), piece("a", "2", "z"), piece("a", "1", "x"), piece("b", "1", "new", false)].reduce(withDelta, []);
+    assert.deepEqual(all.map(({ attempt, artifact, text }) => `${attempt}${artifact} ${text}`), ["a2 z", "a1 xx", "b1 new"]);
+    let many = [];
+    for (let number = 0; number < 1000; number++) many = withDelta(many, piece(String(number), "1", "t".repeat(20_000)));
+    assert.deepEqual([many.length, many[0].text.length, many.at(-1).attempt], [50, 16_384, "999"]);
 });
 
 test("two runs are compared by place, and the order of members does not matter", () => {
@@ -135,6 +135,8 @@ test("columns come from the address, then from the last time, then from the defa
     assert.deepEqual(columnsOf("", ""), DEFAULT_COLUMNS);
     assert.deepEqual(filtersOf(new URLSearchParams("status=FAILED&x=1&cursor=c")), { status: "FAILED" });
     assert.equal(cell({ input_data: { a: { b: [1] } } }, "input.a.b").length, 1);
+    assert.equal(cell({ input_data: null, input_data_omitted: true }, "input.a"), "(not in the list)");
+    assert.equal(cell({ workflow_version: 3 }, "version"), 3);
 });
 
 test("what can be done with a run depends on its state", () => {
@@ -217,4 +219,15 @@ test("triggers and limits are told in words, and problems are put at their field
     assert.deepEqual(problemsOf(new Error("other"), "body"), {});
     assert.deepEqual([toField("2026-01-01T10:00:00.5Z"), fromField("2026-01-01T10:00"), fromField("2026-01-01T10:00:30"), toField(""), fromField("")],
         ["2026-01-01T10:00", "2026-01-01T10:00:00Z", "2026-01-01T10:00:30Z", "", ""]);
+});
+
+test("pages are read one after the other, and no more than are wanted", async () => {
+    /** @type {(string | null)[]} */
+    const asked = [];
+    const read = async (/** @type {string | null} */ cursor) => {
+        asked.push(cursor);
+        return { items: [cursor, 2], next: cursor === "c" ? null : cursor === "b" ? "c" : "b" };
+    };
+    assert.deepEqual(await pages(read, 100), { items: [null, 2, "b", 2, "c", 2], isCut: false });
+    assert.deepEqual([await pages(read, 3), asked.splice(3)], [{ items: [null, 2, "b", 2], isCut: true }, [null, "b"]]);
 });

@@ -27,13 +27,13 @@ function psql() {
 }
 
 export class Service {
-    /** @param {string} program @returns {Promise<Service>} */
-    static async start(program) {
+    /** @param {string} program @param {boolean} [isOpen] without authentication @returns {Promise<Service>} */
+    static async start(program, isOpen = false) {
         const service = new Service();
         service.folder = mkdtempSync(join(tmpdir(), "console-service-"));
         const key = execFileSync(program, ["api-key"], { encoding: "utf8" }).match(/wf_\S+/)?.[0];
         service.key = key;
-        const env = { ...process.env, JWT_SECRET: randomBytes(32).toString("hex"), BOOTSTRAP_API_KEY: key, API_PORT: String(await freePort()) };
+        const env = { ...process.env, ...(isOpen ? {} : { JWT_SECRET: randomBytes(32).toString("hex"), BOOTSTRAP_API_KEY: key }), API_PORT: String(await freePort()) };
         service.child = spawn(program, ["dev", "--data-dir", join(service.folder, "dev")], { env, stdio: ["ignore", "pipe", "pipe"], cwd: service.folder });
         service.said = "";
         await new Promise((resolve, reject) => {
@@ -116,11 +116,21 @@ export async function fill(service) {
     await put("order", { description: ATTACK, input_schema: schema, start_step: "stock", steps: { stock: step("stock", "demo-upper", { text: "${workflow.input.order}" }) } });
     const many = Object.fromEntries(Array.from({ length: 2000 }, (_, index) => [`s${index}`, { id: `s${index}`, type: "wait", wait_config: { duration_seconds: 0 },
         ...(index < 1999 ? { next_step: `s${index + 1}` } : {}) }]));
+    // As above, with a form; the run has a member that the form does not have.
+    await put("partial", { input_schema: { type: "object", properties: { order: { type: "string" }, address: { type: "string" } } }, start_step: "read",
+        steps: { read: step("read", "demo-upper", { text: "x" }, "mail"), mail: step("mail", "demo-upper", { text: "${workflow.input.address}" }) } });
+    await put("inbox", { start_step: "approve", steps: { approve: { id: "approve", type: "callback", input_mapping: { what: ATTACK }, callback_config: { approval: { role: "admin" } } } } });
+    await put("asked", { start_step: "ask", steps: { ask: { id: "ask", type: "callback" } } });
+    await service.call("POST", "/agents", { name: "speaker", url: `${service.demo}/upper?task_ms=1500` });
+    await put("spoken", { start_step: "say", steps: { say: step("say", "speaker", { text: "${workflow.input.text}" }) } });
+    const inbox = [];
+    for (const name of ["inbox", "inbox", "asked"]) inbox.push(await service.call("POST", `/workflow-names/${name}/execute`, { input_data: {} }));
     const long = await put("long", { start_step: "s0", steps: many });
     const runs = {
         order: await service.run("order", { order: "A-1", amount: 12.5, channel: "web" }),
         other: await service.run("order", { order: "B-2" }),
         repairable: await service.run("repairable", {}),
+        partial: await service.run("partial", { order: "A-1", outside: { kept: true } }),
         hostile: await service.run("hostile", { text: ATTACK, [ATTACK.slice(0, 40)]: [ATTACK] }),
         failing: await service.run("failing", {}),
         long: await service.run("long", {}),
@@ -149,5 +159,5 @@ export async function fill(service) {
     await service.call("POST", "/organizations", { id: "acme", name: "Acme <b>" });
     const acme = await service.call("POST", "/api-keys", { name: "acme-admin", role: "admin", organization_id: "acme" });
     const viewer = await service.call("POST", "/api-keys", { name: "viewer <i>", role: "viewer" });
-    return { hooks, triggers, delivery: delivery.id, broken, order, repairable, approval, hostile, failing, long, runs, acme: acme.key, viewer: viewer.key };
+    return { hooks, triggers, delivery: delivery.id, broken, order, repairable, approval, hostile, failing, long, inbox: inbox.slice(0, 2), runs, acme: acme.key, viewer: viewer.key };
 }

@@ -1,12 +1,12 @@
 // The console: session, shell and the list of screens.
 import { effect, html, render, use, useEffect, useErrorBoundary, useState } from "./parts/runtime.js";
-import { calls } from "./parts/api.js";
+import { calls, ended } from "./parts/api.js";
 import { startKeyboard, Help, helpOpen } from "./parts/keyboard.js";
 import { match } from "./parts/text.js";
-import { BASE, place, startRouter } from "./parts/router.js";
+import { BASE, guard, place, startRouter } from "./parts/router.js";
 import { can, needs, readSession, session, signOut, trouble } from "./parts/session.js";
 import { nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
-import { Action, arrival, Loading, Problem, said } from "./parts/ui.js";
+import { Action, arrival, Dialog, Loading, Problem, said } from "./parts/ui.js";
 import { SignIn } from "./views/sign-in.js";
 import { Home } from "./views/home.js";
 
@@ -133,10 +133,10 @@ function Top() {
             onClick=${toggleZone}>${zone ? "UTC" : "Local"}</button>
         <button type="button" class="quiet wide-only" onClick=${nextTheme} aria-label=${`Theme ${use(theme)}; change`}>
             Theme: ${use(theme)}</button>
-        <button type="button" class="quiet wide-only" aria-label="Keyboard help" onClick=${() => void (helpOpen.value = true)}>?</button>
+        <button type="button" class="quiet" aria-label="Keyboard help" onClick=${() => void (helpOpen.value = true)}>?</button>
         <span class="who" title=${`organisation ${who?.organization_id}`}>${who?.subject}${who?.role
             && html`<span class="faint"> · ${who.role}</span>`}<span class="faint"> · ${who?.organization_id}</span></span>
-        ${who?.authentication && html`<${Action} kind="quiet" onClick=${signOut}>Sign out</${Action}>`}
+        ${who?.authentication && html`<${Action} kind="quiet" onClick=${() => (guard.ask && !guard.ask() ? undefined : signOut())}>Sign out</${Action}>`}
     </header>`;
 }
 
@@ -177,10 +177,20 @@ function Said() {
 function App() {
     const who = use(session);
     const problem = use(trouble);
+    const isOver = use(ended);
     if (who === undefined) {
         return problem ? html`<main class="alone"><${Problem} error=${new Error(problem)} retry=${readSession} /></main>` : null;
     }
-    if (who === null) return html`<${SignIn} />`;
+    if (who === null) return html`<main class="alone"><${SignIn} /></main>`;
+    // What was typed stays while the session is made anew; another person begins anew.
+    return html`<${Shell} key=${`${who.subject} ${who.organization_id}`} who=${who} />
+        ${isOver && html`<${Dialog} title="The session has ended" onClose=${() => void (ended.value = false)}><${SignIn} again /></${Dialog}>`}`;
+}
+
+/** @param {{ who: import("./parts/session.js").Session }} props */
+function Shell({ who }) {
+    // Nothing of one person is left to the next one.
+    useEffect(() => () => void (calls.value = []), []);
     return html`<a class="skip" href="#main">Skip to the content</a><${Top} /><${Navigation} />
         <main id="main" tabindex="-1">
         ${!who.authentication && html`<p class="banner"><strong>Authentication is off.</strong> Everybody who reaches this address

@@ -2,7 +2,7 @@
 import { signal } from "./runtime.js";
 
 /** @typedef {{ field: string, message: string, type: string }} FieldError */
-/** @typedef {{ method: string, url: string, body?: string | undefined }} Call */
+/** @typedef {{ method: string, url: string, body?: string | undefined, headers?: Record<string, string> | undefined }} Call */
 /**
  * @typedef {object} Options
  * @property {Record<string, string>} [path] members of the path
@@ -17,14 +17,15 @@ import { signal } from "./runtime.js";
 const PATIENCE_MS = 30_000;
 const CALLS_KEPT = 30;
 
-/** Prefix of the API; health has none. */
+/** Prefix of the API, and what is before the paths of health and of the documents. */
 export const prefix = meta("wf-api");
+export const root = meta("wf-console").replace(/\/console$/, "");
 
 /** The calls of this screen, the latest first. */
 export const calls = signal(/** @type {Call[]} */ ([]));
 
-/** Told when the service wants credentials. @type {{ unauthorized: () => void }} */
-export const hooks = { unauthorized() {} };
+/** Whether the service wants credentials again: what is on the page stays until somebody has signed in. */
+export const ended = signal(false);
 
 /** What the page was served with. @param {string} name */
 export function meta(name) {
@@ -57,11 +58,11 @@ export function address(path, options = {}) {
         if (value !== null && value !== undefined && value !== "") query.set(name, String(value));
     }
     const text = query.toString();
-    return (path.startsWith("/health") ? "" : prefix) + filled + (text ? `?${text}` : "");
+    return (path.startsWith("/health") ? root : prefix) + filled + (text ? `?${text}` : "");
 }
 
-/** @param {Call} call */
-function list(call) {
+/** Puts a call on the list. @param {Call} call */
+export function list(call) {
     const others = calls.peek().filter((one) => one.url !== call.url || one.method !== call.method);
     calls.value = [call, ...others].slice(0, CALLS_KEPT);
 }
@@ -74,7 +75,7 @@ function list(call) {
 export async function call(method, path, options = {}) {
     const url = address(path, options);
     const body = options.body === undefined ? undefined : JSON.stringify(options.body);
-    if (!options.quiet) list({ method, url, body });
+    if (!options.quiet) list({ method, url, body, headers: options.headers });
     const late = AbortSignal.timeout(PATIENCE_MS);
     /** @type {RequestInit} */
     const init = {
@@ -107,7 +108,7 @@ async function read(response) {
         }
     } else if (text) data = text;
     if (response.ok) return data;
-    if (response.status === 401 && data?.code === "unauthorized") hooks.unauthorized();
+    if (response.status === 401 && data?.code === "unauthorized") ended.value = true;
     throw new ApiError(response.status, data);
 }
 

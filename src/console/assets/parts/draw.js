@@ -78,6 +78,20 @@ export function drawGraph(target, layout, states, choose) {
     boxes.querySelector(".box")?.setAttribute("tabindex", choose ? "0" : "-1");
 }
 
+/** Draws again; the keyboard stays at the step where it is. @param {Element} target @param {() => void} draw */
+export function redraw(target, draw) {
+    const name = (/** @type {Element | null} */ box) => box && (box.getAttribute("data-key") ?? box.getAttribute("data-step"));
+    const before = target.contains(document.activeElement) ? name(document.activeElement) : null;
+    draw();
+    if (before === null) return;
+    const boxes = [...target.querySelectorAll("[data-step]")];
+    const box = boxes.find((one) => name(one) === before);
+    if (!(box instanceof SVGElement)) return;
+    boxes[0]?.setAttribute("tabindex", "-1");
+    box.setAttribute("tabindex", "0");
+    box.focus({ preventScroll: true });
+}
+
 /** Keys and presses of a drawn graph. Returns what ends it. @param {Element} target @param {(id: string) => void} choose */
 export function listen(target, choose) {
     const stepOf = (/** @type {Event} */ event) =>
@@ -114,7 +128,7 @@ export function listen(target, choose) {
     };
 }
 
-/** @typedef {{ key: string, name: string, depth: number, bars: { from: number, until: number, status: string, words: string }[] }} Track */
+/** @typedef {{ key: string, step: string, name: string, depth: number, bars: { from: number, until: number, status: string, words: string }[] }} Track */
 
 const TRACK = { height: 24, label: 220, width: 1000 };
 
@@ -124,7 +138,7 @@ const TRACK = { height: 24, label: 220, width: 1000 };
  * @param {(ms: number) => string} words
  */
 export function drawTimeline(target, tracks, from, until, words) {
-    const room = TRACK.width - TRACK.label - 70;
+    const room = TRACK.width - TRACK.label - 92;
     const at = (/** @type {number} */ time) => TRACK.label + ((time - from) / Math.max(1, until - from)) * room;
     const grid = svg("g", { class: "grid" });
     for (let tick = 0; tick <= 4; tick++) {
@@ -140,7 +154,7 @@ export function drawTimeline(target, tracks, from, until, words) {
         const name = shorten(track.name, TRACK.label - 16 - track.depth * 14);
         const last = track.bars.at(-1);
         const took = last ? words(last.until - last.from) : "";
-        const row = svg("g", { class: "track", "data-step": track.key, role: "button", tabindex: index ? -1 : 0,
+        const row = svg("g", { class: "track", "data-step": track.step, "data-key": track.key, role: "button", tabindex: index ? -1 : 0,
             "aria-label": `${name} ${took}, ${name === track.name ? "" : `${track.name}, `}${track.bars.map((bar) => bar.words).join("; ")}` });
         row.append(
             svg("rect", { class: "hit", x: 0, y, width: TRACK.width, height: TRACK.height }),
@@ -149,12 +163,13 @@ export function drawTimeline(target, tracks, from, until, words) {
         );
         for (const bar of track.bars) {
             const x = at(bar.from);
-            row.append(svg("rect", { class: `bar s-${bar.status}`, x, y: y + 5, rx: 3, height: TRACK.height - 10,
-                width: Math.max(3, at(bar.until) - x) }));
+            const width = Math.max(3, at(bar.until) - x);
+            row.append(svg("rect", { class: `bar s-${bar.status}`, x, y: y + 5, rx: 3, height: TRACK.height - 10, width }));
+            if (width > 16) row.append(svg("g", { class: "in-bar" }, ...mark(x + 2, y + 6, bar.status)));
         }
         if (last) {
-            row.append(svg("text", { x: Math.min(at(last.until) + 6, TRACK.width - 64), y: y + 16, class: "took" },
-                took));
+            const x = at(last.until) + 6;
+            row.append(svg("g", { class: `s-${last.status}` }, ...mark(x, y + 6, last.status)), svg("text", { x: x + 15, y: y + 16, class: "took" }, took));
         }
         rows.append(row);
     }

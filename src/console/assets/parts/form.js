@@ -2,6 +2,7 @@
 import { html, useState } from "./runtime.js";
 import { InputForm, useInput } from "./input.js";
 import { problemsOf } from "./hooks.js";
+import { valueOf } from "./list.js";
 import { Action, Code, Dialog, Problem } from "./ui.js";
 
 /**
@@ -25,7 +26,7 @@ export function Form({ form, id, label }) {
     return html`<${InputForm} state=${form.state} problems=${form.problems} id=${id} label=${label} />`;
 }
 
-/** The end of a dialog: what went wrong, and its buttons. @param {{ work: () => Promise<unknown>, children?: any, permission: string, kind?: string,
+/** The end of a dialog: what went wrong, and its buttons. @param {{ work: () => Promise<unknown>, children?: any, permission?: string, kind?: string,
  *   onClose: () => void, blame?: (error: unknown) => void, stay?: string, disabled?: boolean }} props */
 export function Finish({ work, children, permission, kind, onClose, blame, stay, disabled }) {
     const [error, setError] = useState(/** @type {unknown} */ (null));
@@ -42,11 +43,28 @@ export function Finish({ work, children, permission, kind, onClose, blame, stay,
         <button type="button" onClick=${onClose}>${stay ?? "Close"}</button></div>`;
 }
 
+/** A line of text with its label. @param {{ id: string, label: any, value: string, change: (value: string) => void } & Record<string, unknown>} props */
+export function Line({ id, label, value, change, ...rest }) {
+    return html`<label for=${id}>${label}</label><input id=${id} value=${value} ...${rest} onInput=${(/** @type {any} */ event) => change(valueOf(event))} />`;
+}
+
+/** A text of several lines, mostly JSON. @param {{ id: string, label: any, value: string, change: (value: string) => void, rows: number }} props */
+export function Text({ id, label, value, change, rows }) {
+    return html`<label for=${id}>${label}</label><textarea id=${id} class="mono" rows=${rows} spellcheck=${false} value=${value}
+        onInput=${(/** @type {any} */ event) => change(valueOf(event))}></textarea>`;
+}
+
+/** @param {{ id: string, label: any, value: string, options: [string, any][], change: (value: string) => void }} props */
+export function Choice({ id, label, value, options, change }) {
+    return html`<label for=${id}>${label}</label><select id=${id} value=${value} onChange=${(/** @type {any} */ event) => change(valueOf(event))}>
+        ${options.map(([name, title]) => html`<option key=${name} value=${name} selected=${name === value}>${title}</option>`)}</select>`;
+}
+
 /** A question before something that is hard to undo. @param {{ title: string, text: any, permission: string, action: string, work: () => Promise<unknown>,
- *   onClose: () => void }} props */
-export function Sure({ title, text, permission, action, work, onClose }) {
+ *   onClose: () => void, stay?: string }} props */
+export function Sure({ title, text, permission, action, work, onClose, stay }) {
     return html`<${Dialog} title=${title} onClose=${onClose}><p>${text}</p>
-        <${Finish} work=${work} permission=${permission} kind="danger" onClose=${onClose} stay="Keep it">${action}</${Finish}></${Dialog}>`;
+        <${Finish} work=${work} permission=${permission} kind="danger" onClose=${onClose} stay=${stay ?? "Keep it"}>${action}</${Finish}></${Dialog}>`;
 }
 
 /** What no later answer shows. @param {{ title: string, items: [string, string | null | undefined][], children?: any, onClose: () => void }} props */

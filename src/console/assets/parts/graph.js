@@ -1,6 +1,6 @@
 // A definition or a run as a graph: zoom, and a summary in words.
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./runtime.js";
-import { drawGraph, listen } from "./draw.js";
+import { drawGraph, listen, redraw } from "./draw.js";
 import { layout } from "./layout.js";
 
 const NOTHING = new Map();
@@ -18,10 +18,8 @@ export function Graph({ definition, states, choose, chosen, label }) {
     const known = states ?? NOTHING;
     const words = useMemo(() => summary(placed, known), [placed, known]);
     useLayoutEffect(() => {
-        if (!frame.current) return;
-        const focused = document.activeElement?.getAttribute("data-step");
-        drawGraph(frame.current, placed, known, choose ? (id) => press.current?.(id) : null);
-        if (focused) find(frame.current, focused)?.focus({ preventScroll: true });
+        const target = frame.current;
+        if (target) redraw(target, () => drawGraph(target, placed, known, choose ? (id) => press.current?.(id) : null));
     }, [placed, known]);
     useLayoutEffect(() => {
         if (!frame.current) return;

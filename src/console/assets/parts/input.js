@@ -11,10 +11,16 @@ export function useInput(schema, initial) {
         show(field, initial && Object.hasOwn(initial, field.name) ? initial[field.name] : field.initial)]));
     const [texts, setTexts] = useState(begin);
     const [json, setJson] = useState(() => pretty(initial ?? example(form)));
+    // What a form does not show is not lost.
+    const beyond = (/** @type {any} */ input) => Object.fromEntries(Object.entries(input ?? {}).filter(([name]) => !form?.some((field) => field.name === name)));
+    const [rest, setRest] = useState(() => beyond(initial));
     const [asJson, setAsJson] = useState(false);
     const isJson = asJson || !form;
     const read = () => {
-        if (!isJson && form) return gather(form, texts);
+        if (!isJson && form) {
+            const { input, problems } = gather(form, texts);
+            return { input: { ...rest, ...input }, problems };
+        }
         const found = fault(json);
         if (found) return { input: null, problems: { "": `Line ${found.line}: ${found.message}` } };
         const input = JSON.parse(json);
@@ -22,10 +28,11 @@ export function useInput(schema, initial) {
         return isObject ? { input, problems: {} } : { input: null, problems: { "": "The input must be an object" } };
     };
     const swap = () => {
-        if (!isJson && form) setJson(pretty({ ...(initial ?? {}), ...gather(form, texts).input }));
+        if (!isJson && form) setJson(pretty(read().input));
         else if (form) {
             const { input } = read();
             if (!input) return;
+            setRest(beyond(input));
             setTexts(Object.fromEntries(form.map((field) => [field.name, show(field, input[field.name])])));
         }
         setAsJson(!isJson);

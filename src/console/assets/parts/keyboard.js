@@ -1,6 +1,7 @@
 // Keys: / search, j k rows, o or Enter open, g and a letter to go, ? help.
 import { html, signal, use } from "./runtime.js";
 import { go } from "./router.js";
+import { keys } from "./settings.js";
 import { Dialog } from "./ui.js";
 
 export const helpOpen = signal(false);
@@ -35,7 +36,7 @@ function moveRow(move) {
 export function startKeyboard() {
     let chord = 0;
     document.addEventListener("keydown", (event) => {
-        if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+        if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || keys.peek() !== "on") return;
         if (isTyping(event.target) || document.querySelector("dialog[open]")) return;
         const isChord = event.timeStamp - chord < CHORD_MS && chord > 0;
         chord = 0;
@@ -58,12 +59,14 @@ export function startKeyboard() {
 
 export function Help() {
     const open = use(helpOpen);
+    const isOn = use(keys) === "on";
     if (!open) return null;
     /** @type {[string, string][]} */
-    const keys = [["/", "search, or the first filter"], ["j  k", "next and previous row"], ["Enter", "open the row"],
+    const meanings = [["/", "search, or the first filter"], ["j  k", "next and previous row"], ["Enter", "open the row"],
         ["?", "this help"], ...Object.entries(PLACES).map(
             ([key, [, name]]) => /** @type {[string, string]} */ ([`g ${key}`, `go to ${name}`]))];
     return html`<${Dialog} title="Keyboard" onClose=${() => void (helpOpen.value = false)}>
-        <dl class="keys">${keys.map(([key, meaning]) => html`<div key=${key}><dt><kbd>${key}</kbd></dt><dd>${meaning}</dd></div>`)}</dl>
+        <label class="check"><input type="checkbox" checked=${isOn} onChange=${() => void (keys.value = isOn ? "off" : "on")} /> Single keys do this</label>
+        <dl class="keys">${meanings.map(([key, meaning]) => html`<div key=${key}><dt><kbd>${key}</kbd></dt><dd>${meaning}</dd></div>`)}</dl>
         <p class="faint">In a graph the arrows move between steps, and Enter opens one. Escape closes.</p></${Dialog}>`;
 }

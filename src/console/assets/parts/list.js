@@ -2,6 +2,7 @@
 import { html, use } from "./runtime.js";
 import { useGet } from "./load.js";
 import { place, setQuery } from "./router.js";
+import { fromField, toField } from "./time.js";
 import { Loading, Problem } from "./ui.js";
 
 /** The page of a list that the address names. @param {string} path @param {import("./api.js").Options} [options] */
@@ -54,4 +55,12 @@ export function Filter({ name, label, value, change, options, search, type, plac
             ${options.map(([key, title]) => html`<option key=${key} value=${key} selected=${key === value}>${title}</option>`)}</select>`
         : html`<input id=${id} type=${type ?? "search"} value=${value} placeholder=${placeholder ?? ""} data-search=${search ? "" : undefined}
             onChange=${(/** @type {any} */ event) => change(valueOf(event).trim())} />`}</div>`;
+}
+
+/** Filters of a time. @param {{ after: string | undefined, before: string | undefined, change: (name: string) => (value: string) => void }} props */
+export function Between({ after, before, change }) {
+    return html`<${Filter} name="created_after" label="Created after (UTC)" type="datetime-local" value=${toField(after ?? "")}
+            change=${(/** @type {string} */ text) => change("created_after")(fromField(text))} />
+        <${Filter} name="created_before" label="Created before (UTC)" type="datetime-local" value=${toField(before ?? "")}
+            change=${(/** @type {string} */ text) => change("created_before")(fromField(text))} />`;
 }

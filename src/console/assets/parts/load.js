@@ -1,6 +1,6 @@
 // Reading in components: what is drawn follows its parameters, and answers to older questions are dropped.
-import { useCallback, useEffect, useRef, useState } from "./runtime.js";
-import { api } from "./api.js";
+import { use, useCallback, useEffect, useRef, useState } from "./runtime.js";
+import { api, ended } from "./api.js";
 
 /** @typedef {{ data: any, error: any, loading: boolean, reload: () => void, set: (data: any) => void }} Loaded */
 
@@ -12,22 +12,44 @@ import { api } from "./api.js";
 export function useLoad(read, inputs) {
     const key = JSON.stringify(inputs);
     const [state, setState] = useState(/** @type {any} */ ({ data: null, error: null, loading: true, key: "" }));
-    const [turn, setTurn] = useState(0);
     const latest = useRef(read);
     latest.current = read;
+    const work = useRef(() => {});
     useEffect(() => {
         const abort = new AbortController();
-        setState((/** @type {any} */ before) => ({ ...before, data: before.key === key ? before.data : null, loading: true }));
-        latest.current(abort.signal).then(
-            (data) => abort.signal.aborted || setState({ data, error: null, loading: false, key }),
-            (error) => abort.signal.aborted ||
-                setState((/** @type {any} */ before) => ({ ...before, error, loading: false, key })),
-        );
+        let isBusy = false;
+        let again = false;
+        // A reading that is under way comes to its end, however often another one is asked for; then there is one more.
+        work.current = async () => {
+            again = isBusy;
+            if (isBusy) return;
+            isBusy = true;
+            setState((/** @type {any} */ before) => ({ ...before, data: before.key === key ? before.data : null, loading: true }));
+            do {
+                again = false;
+                /** @type {any} */
+                let change;
+                try {
+                    change = { data: await latest.current(abort.signal), error: null };
+                } catch (error) {
+                    change = { error };
+                }
+                if (abort.signal.aborted) return;
+                setState((/** @type {any} */ before) => ({ ...before, ...change, loading: false, key }));
+            } while (again);
+            isBusy = false;
+        };
+        work.current();
         return () => abort.abort();
-    }, [key, turn]);
-    const reload = useCallback(() => setTurn((/** @type {number} */ before) => before + 1), []);
+    }, [key]);
+    const reload = useCallback(() => work.current(), []);
     const set = useCallback(
         (/** @type {any} */ data) => setState((/** @type {any} */ before) => ({ ...before, data })), []);
+    // What was refused because the session had ended is read when there is another one.
+    const isOver = use(ended);
+    useEffect(() => {
+        if (!isOver && state.error?.status === 401) reload();
+    }, [isOver]);
     const fresh = state.key === key;
     return { data: fresh ? state.data : null, error: fresh ? state.error : null,
         loading: state.loading || !fresh, reload, set };
@@ -59,13 +81,30 @@ export async function each(items, width, work) {
     return results;
 }
 
-/** Does `work` again and again while `isOn`, and the page is visible. @param {boolean} isOn @param {number} ms @param {() => void} work */
+/** The pages of a list, one after the other, until there are `most` items. @param {(cursor: string | null, isFirst: boolean) => Promise<{ items: any[], next: string | null }>} read
+ * @param {number} most @param {(count: number) => void} [progress] @returns {Promise<{ items: any[], isCut: boolean }>} */
+export async function pages(read, most, progress) {
+    /** @type {any[]} */
+    const items = [];
+    /** @type {string | null} */
+    let cursor = null;
+    do {
+        const page = await read(cursor, cursor === null);
+        items.push(...page.items);
+        cursor = page.next;
+        progress?.(items.length);
+    } while (cursor && items.length < most);
+    return { items, isCut: cursor !== null };
+}
+
+/** Does `work` again and again while `isOn`, the page is visible, and somebody is signed in.
+ * @param {boolean} isOn @param {number} ms @param {() => void} work */
 export function useEvery(isOn, ms, work) {
     const latest = useRef(work);
     latest.current = work;
     useEffect(() => {
         if (!isOn) return undefined;
-        const timer = setInterval(() => document.hidden || latest.current(), ms);
+        const timer = setInterval(() => document.hidden || ended.peek() || latest.current(), ms);
         return () => clearInterval(timer);
     }, [isOn, ms]);
 }

@@ -47,6 +47,8 @@ export function to(...segments) {
 export function startRouter() {
     let shown = place.value.full;
     addEventListener("popstate", () => {
+        // A jump within the page.
+        if (location.pathname + location.search === shown) return;
         if (guard.ask && !guard.ask()) {
             history.pushState(null, "", shown);
             return;
@@ -61,6 +63,7 @@ export function startRouter() {
         if (!(link instanceof HTMLAnchorElement) || link.target || link.hasAttribute("download")) return;
         const url = new URL(link.href);
         if (url.origin !== location.origin || !(url.pathname === BASE || url.pathname.startsWith(`${BASE}/`))) return;
+        if (url.hash && url.pathname + url.search === place.value.full) return;
         event.preventDefault();
         go(url.pathname + url.search);
     });

@@ -10,10 +10,13 @@ export const FILTERS = ["status", "name_prefix", "name", "workflow_definition_id
 export const COLUMNS = {
     run: "Run", workflow: "Workflow", status: "Status", created: "Created", took: "Duration", by: "Started by",
     priority: "Priority", error: "Error", parent: "Parent run", completed: "Completed",
-    trigger: "Trigger", due: "Due", deadline: "Deadline", flow: "Flow control",
+    version: "Version", trigger: "Trigger", due: "Due", deadline: "Deadline", flow: "Flow control",
 };
 export const DEFAULT_COLUMNS = ["run", "workflow", "status", "created", "took", "by", "error"];
 const MOST_COLUMNS = 20;
+
+/** What stands for an input that is too large for the list. */
+const OMITTED = "(not in the list)";
 
 /** Address first, then what was used last, then the default. @param {string | null} given @param {string} last */
 export function columnsOf(given, last) {
@@ -44,12 +47,13 @@ export function cell(run, column) {
         case "priority": return run.priority;
         case "error": return run.error_message;
         case "parent": return run.parent_run_id;
+        case "version": return run.workflow_version;
         case "trigger": return run.trigger?.kind;
         case "due": return run.trigger?.at;
         case "deadline": return run.deadline_at;
         case "flow": return run.flow_control && `${run.flow_control.stage}: ${run.flow_control.state}`;
         case "took": return tookMs(run, Date.parse(run.updated_at));
-        default: return member(run.input_data, column.slice("input.".length));
+        default: return run.input_data_omitted ? OMITTED : member(run.input_data, column.slice("input.".length));
     }
 }
 

@@ -1,6 +1,6 @@
 // Who is signed in, and what they may do. Roles are named where something is hidden or refused.
 import { computed, signal } from "./runtime.js";
-import { ApiError, hooks, meta } from "./api.js";
+import { ApiError, ended, meta } from "./api.js";
 
 /**
  * @typedef {object} Session
@@ -68,6 +68,7 @@ async function settle(response) {
     if (!response.ok || !body) throw new ApiError(response.status, body);
     skew.value = Date.parse(body.server_time) - Date.now() || 0;
     told.value = body;
+    ended.value = false;
 }
 
 export async function readSession() {
@@ -94,13 +95,9 @@ export async function signOut() {
     const response = await fetch(SESSION, {
         method: "DELETE", credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE_MS),
     });
-    if (!response.ok) throw new ApiError(response.status, null);
-    leave();
-}
-
-function leave() {
+    // Refused: the session has ended before.
+    if (!response.ok && response.status !== 401) throw new ApiError(response.status, null);
     const before = told.peek();
     if (before?.authentication) told.value = { ...before, signed_in: false, permissions: [] };
+    ended.value = false;
 }
-
-hooks.unauthorized = leave;

@@ -38,6 +38,9 @@ export function nextTheme() {
     theme.value = { auto: "light", light: "dark", dark: "auto" }[theme.value] ?? "auto";
 }
 
+/** Whether single keys do something. */
+export const keys = stored("keys", "on");
+
 /** The service's time; ticks while the page is visible. */
 export const now = signal(Date.now());
 

@@ -135,19 +135,14 @@ export function waitsFor(callback) {
     return "for an answer";
 }
 
-/**
- * The version that a run executes: the API does not name it. It is the newest one of the time at which the run was made; after
- * a retry, which takes the current one, the newest one of the last attempt. It has all steps that were executed.
- * @param {any} run @param {any[]} attempts @param {any[]} versions
- */
-export function versionOf(run, attempts, versions) {
-    const newestFirst = [...versions].sort((a, b) => b.version - a.version);
-    const ids = new Set(attempts.map((attempt) => attempt.step_id));
-    const hasAll = (/** @type {any} */ version) => [...ids].every((id) => Object.hasOwn(version.workflow_data?.steps ?? {}, id));
-    const before = (/** @type {string} */ time) =>
-        newestFirst.find((version) => Date.parse(version.updated_at) <= Date.parse(time) && hasAll(version));
-    return before(run.created_at) ?? before(attempts.at(-1)?.started_at ?? run.created_at)
-        ?? newestFirst.find(hasAll) ?? newestFirst[0] ?? null;
+/** Previews that are kept: of steps that are under way. */
+const PREVIEWS = 50;
+
+/** The pieces of outputs, by attempt and artifact; what has ended has its output. @param {any[]} before @param {any} delta */
+export function withDelta(before, { attempt_id: attempt, artifact_id: artifact, append, text }) {
+    const old = before.find((one) => one.attempt === attempt && one.artifact === artifact);
+    const others = before.filter((one) => one !== old);
+    return [...others, { attempt, artifact, text: ((append && old?.text || "") + (text ?? "")).slice(-16_384) }].slice(-PREVIEWS);
 }
 
 /** Two runs, step by step. @param {StepRow[]} left @param {StepRow[]} right */

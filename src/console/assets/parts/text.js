@@ -138,6 +138,13 @@ export function fault(text) {
     }
 }
 
+/** The value of a JSON text, or an error that names the line. @param {string} text @returns {any} */
+export function parsed(text) {
+    const found = fault(text);
+    if (found) throw new Error(`Line ${found.line}: ${found.message}`);
+    return JSON.parse(text);
+}
+
 /** A value as a text for people. @param {unknown} value */
 export function pretty(value) {
     return value === undefined ? "" : JSON.stringify(value, null, 2);
@@ -157,13 +164,14 @@ export function quote(text) {
     return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** @param {{ method: string, url: string, body?: string | undefined }} call @param {string} origin
+/** @param {import("./api.js").Call} call @param {string} origin
  * @param {string | null} header for the key, if one is needed */
 export function curl(call, origin, header) {
     const parts = ["curl -sS"];
     if (call.method !== "GET") parts.push(`-X ${call.method}`);
     parts.push(quote(origin + call.url));
     if (header) parts.push(`-H "${header}: $KEY"`);
+    for (const [name, value] of Object.entries(call.headers ?? {})) parts.push(`-H ${quote(`${name}: ${value}`)}`);
     if (call.body !== undefined) parts.push("-H 'Content-Type: application/json'", `-d ${quote(call.body)}`);
     return parts.join(" ");
 }

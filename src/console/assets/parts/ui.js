@@ -1,6 +1,6 @@
 // Small components that the screens share.
 import { html, signal, use, useEffect, useLayoutEffect, useRef, useState } from "./runtime.js";
-import { ApiError, calls } from "./api.js";
+import { address, ApiError, calls } from "./api.js";
 import { SHAPES } from "./draw.js";
 import { can, needs, session } from "./session.js";
 import { absolute, relative } from "./time.js";
@@ -51,14 +51,15 @@ export function Status({ status, paused, as }) {
         /></svg>${name.toLowerCase().replaceAll("_", " ")}</span>`;
 }
 
-/** A time in words, absolute on focus and hover. @param {{ at: string | null | undefined, absolute?: boolean }} props */
+/** A time in words; absolute when the keyboard is in its row, and on hover. @param {{ at: string | null | undefined, absolute?: boolean }} props */
 export function Time({ at, absolute: isAbsolute }) {
     const zone = use(utc);
     const moment = use(now);
     if (!at) return html`<span class="faint">–</span>`;
     const full = absolute(at, zone, true);
-    return html`<time dateTime=${at} title=${full} aria-label=${isAbsolute ? undefined : `${relative(at, moment)}, ${full}`}>${
-        isAbsolute ? absolute(at, zone) : relative(at, moment)}</time>`;
+    if (isAbsolute) return html`<time dateTime=${at} title=${full}>${absolute(at, zone)}</time>`;
+    const words = relative(at, moment);
+    return html`<time dateTime=${at} title=${full} aria-label=${`${words}, ${full}`}><span class="relative">${words}</span><span class="absolute">${absolute(at, zone)}</span></time>`;
 }
 
 /** @param {{ error: unknown, retry?: () => void }} props */
@@ -75,9 +76,22 @@ export function Loading({ what }) {
     return html`<p class="loading" role="status">Loading${what ? ` ${what}` : ""}…</p>`;
 }
 
-/** An empty state, with the call that would fill it. @param {{ children?: any, command?: string }} props */
-export function Empty({ children, command }) {
-    return html`<div class="empty"><p>${children}</p>${command && html`<${Code} text=${command} label="Command" />`}</div>`;
+/** What a detail screen shows before it has its data. @param {{ loaded: import("./load.js").Loaded, what: string, back: [string, string] }} props */
+export function Pending({ loaded, what, back }) {
+    if (!loaded.error) return html`<${Loading} what=${`the ${what}`} />`;
+    return html`<${Head} title=${`${what[0]?.toUpperCase()}${what.slice(1)}`} back=${back} /><${Problem} error=${loaded.error} retry=${loaded.reload} />`;
+}
+
+/** A call as a command for a shell. @param {import("./api.js").Call} call */
+function commandOf(call) {
+    const who = session.peek();
+    return curl(call, location.origin, who?.authentication === false ? null : who?.api_key_header ?? "X-API-Key");
+}
+
+/** An empty state, with the command or the call that would fill it. @param {{ children?: any, command?: string, path?: string, method?: string, body?: unknown }} props */
+export function Empty({ children, command, path, method, body }) {
+    const text = path ? commandOf({ method: method ?? "POST", url: address(path), body: JSON.stringify(body) }) : command;
+    return html`<div class="empty"><p>${children}</p>${text && html`<${Code} text=${text} label="Command" />`}</div>`;
 }
 
 /** @param {{ text: string, label?: string, wrap?: boolean }} props */
@@ -99,32 +113,27 @@ export function Json({ value, label }) {
 }
 
 /** A button that a permission opens; without it the button says who has it.
- * @param {{ permission?: string, onClick?: () => unknown, children?: any, kind?: string, disabled?: boolean, type?: string,
- *   title?: string }} props */
-export function Action({ permission, onClick, children, kind, disabled, type, title }) {
+ * @param {{ permission?: string, onClick?: () => unknown, children?: any, kind?: string, disabled?: boolean, title?: string }} props */
+export function Action({ permission, onClick, children, kind, disabled, title }) {
     use(session);
     const [busy, setBusy] = useState(false);
     const alive = useRef(true);
     useEffect(() => () => void (alive.current = false), []);
     const allowed = !permission || can(permission);
     const press = async () => {
-        if (busy) return;
+        if (busy || !allowed) return;
         setBusy(true);
         try {
             await onClick?.();
         } catch (error) {
-            say(words(error), true);
+            // Work that was given up is no problem.
+            if (!(error instanceof DOMException && error.name === "AbortError")) say(words(error), true);
         }
         if (alive.current) setBusy(false);
     };
-    return html`<button type=${type ?? "button"} class=${kind ?? ""} disabled=${disabled || !allowed || busy}
-        title=${allowed ? title : needs(permission ?? "")} aria-busy=${busy}
-        onClick=${type === "submit" ? undefined : press}>${children}</button>`;
-}
-
-/** @param {{ permission: string }} props */
-export function Denied({ permission }) {
-    return html`<div class="empty"><p>You may not see this. ${needs(permission)}.</p></div>`;
+    const missing = allowed ? "" : needs(permission ?? "");
+    return html`<button type="button" class=${kind ?? ""} disabled=${disabled && allowed} aria-disabled=${!allowed || busy ? "true" : undefined}
+        title=${missing || title} aria-busy=${busy} onClick=${press}>${children}${missing && html`<span class="sr">. ${missing}</span>`}</button>`;
 }
 
 /** @param {{ title: string, onClose: () => void, children?: any, wide?: boolean }} props */
@@ -137,13 +146,36 @@ export function Dialog({ title, onClose, children, wide }) {
         const first = box.current?.querySelector(".body :is(input, select, textarea, button):not(:disabled)");
         if (first instanceof HTMLElement) first.focus();
         return () => {
-            if (before.current instanceof HTMLElement && before.current.isConnected) before.current.focus();
+            // While it is open, nothing else can have the keyboard.
+            box.current?.close();
+            const heir = before.current?.isConnected ? before.current : document.querySelector("main h1");
+            if (heir instanceof HTMLElement || heir instanceof SVGElement) heir.focus();
         };
     }, []);
     return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-label=${title}
         onCancel=${(/** @type {Event} */ event) => (event.preventDefault(), onClose())}>
         <header><h2>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
         <div class="body">${children}</div></dialog>`;
+}
+
+/** The tab that the address names, or else the first one. @param {[string, string][]} tabs @param {URLSearchParams} query */
+export function tabOf(tabs, query) {
+    return tabs.find(([name]) => name === query.get("tab"))?.[0] ?? tabs[0]?.[0] ?? "";
+}
+
+/** What colours and shapes mean; `plain`: without the widths of columns. @param {{ statuses: string[], plain?: boolean }} props */
+export function Legend({ statuses, plain }) {
+    return html`<p class="legend">${statuses.map((status) => html`<span key=${status}>${!plain && html`<svg viewBox="0 0 10 12" aria-hidden="true"><${Bar} status=${status} y=${0} height=${12} /></svg>`}
+        <${Status} status=${status} /></span>`)}</p>`;
+}
+
+/** Widths besides colours. @type {Record<string, number>} */
+const WIDTHS = { COMPLETED: 6, FAILED: 10, RUNNING: 4, PENDING: 2, CANCELLED: 8 };
+
+/** A piece of a column. @param {{ status: string, y: number, height: number }} props */
+export function Bar({ status, y, height }) {
+    const width = WIDTHS[status] ?? 6;
+    return html`<rect class=${`bar s-${status}`} x=${(10 - width) / 2} width=${width} y=${y} height=${height} />`;
 }
 
 /** @param {{ tabs: [string, string][], current: string, choose: (name: string) => void, label: string }} props */
@@ -195,10 +227,9 @@ function Calls() {
 /** @param {{ onClose: () => void }} props */
 function CallList({ onClose }) {
     const list = use(calls);
-    const who = use(session);
-    const header = who?.authentication === false ? null : who?.api_key_header ?? "X-API-Key";
+    const header = session.peek()?.authentication;
     return html`<${Dialog} title="API calls behind this screen" wide onClose=${onClose}>
         ${header && html`<p class="faint">Set KEY to an API key.</p>`}
         ${list.length ? list.map((call) => html`<${Code} key=${call.method + call.url} wrap label=${`${call.method} ${call.url}`}
-            text=${curl(call, location.origin, header)} />`) : html`<p>None yet.</p>`}</${Dialog}>`;
+            text=${commandOf(call)} />`) : html`<p>None yet.</p>`}</${Dialog}>`;
 }

@@ -1,12 +1,13 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api, call } from "../parts/api.js";
-import { Filter, PagedTable, Table, usePage, valueOf } from "../parts/list.js";
+import { Choice, Finish, Line, Sure, Text } from "../parts/form.js";
+import { Filter, PagedTable, Table, usePage } from "../parts/list.js";
 import { each, useGet, useLoad } from "../parts/load.js";
 import { go, place, setQuery, to } from "../parts/router.js";
 import { can, session } from "../parts/session.js";
 import { duration } from "../parts/time.js";
-import { fault, pretty } from "../parts/text.js";
-import { Action, Dialog, Empty, Facts, Head, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+import { parsed, pretty } from "../parts/text.js";
+import { Action, Dialog, Empty, Facts, Head, Json, Pending, Problem, say, Status, Time } from "../parts/ui.js";
 
 const KINDS = ["a2a", "http", "openai", "responses", "mcp"];
 /** What can be changed of an agent. */
@@ -20,7 +21,7 @@ export function Agents() {
     const loaded = usePage("/agents", { query: { name_prefix: prefix, status: status === "all" ? "" : status, page_size: 25 } });
     const ids = (loaded.data?.items ?? []).map((/** @type {any} */ agent) => agent.id);
     const stats = useLoad(async (signal) => {
-        const found = await each(ids, 4, (/** @type {string} */ id) => api("GET", "/agents/{agent_id}/stats", { path: { agent_id: id }, signal, quiet: true }));
+        const found = await each(ids, 4, (/** @type {string} */ id) => api("GET", "/agents/{agent_id}/stats", { path: { agent_id: id }, signal, quiet: id !== ids[0] }));
         return new Map(found.map((one) => [one.agent_id, one.last_24_hours]));
     }, [ids]);
     return html`<${Head} title="Agents"><${Action} kind="primary" permission="agents:write" onClick=${() => setMaking(true)}>New agent</${Action}></${Head}>
@@ -29,7 +30,7 @@ export function Agents() {
         <${Filter} name="status" label="Status" value=${status} change=${(/** @type {string} */ value) => setQuery({ status: value, cursor: null })}
             options=${[["active", "active"], ["inactive", "inactive"], ["deleted", "deleted"], ["all", "all"]]} /></div>
         <${PagedTable} loaded=${loaded} label="Agents" what="agents" columns=${["Name", "Kind", "Circuit breaker", "Calls 24 h", "Errors", "p50", "p95", "Address"]}
-            empty=${html`<${Empty} command=${`curl -sS ${location.origin}/api/v1/agents -H 'Content-Type: application/json' -d '{"name": "shout", "url": "http://127.0.0.1:9010/upper"}'`}>
+            empty=${html`<${Empty} path="/agents" body=${{ name: "shout", url: "http://127.0.0.1:9010/upper" }}>
                 There are no agents here. Make one, or from a shell:</${Empty}>`}
             row=${(/** @type {any} */ agent) => html`<${Row} key=${agent.id} agent=${agent} calls=${stats.data?.get(agent.id)} />`} />
         ${making && html`<${Edit} agent=${null} tag=${null} onClose=${() => setMaking(false)} done=${(/** @type {any} */ agent) => go(to("agents", agent.id))} />`}`;
@@ -64,8 +65,7 @@ export function Agent({ agent_id: id }) {
     const history = useGet(can("audit:read") ? "/audit-logs" : null, { query: { entity_type: "agent", entity_id: id, page_size: 20 } });
     const [health, setHealth] = useState(/** @type {any} */ (null));
     const [open, setOpen] = useState("");
-    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the agent" />`;
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="agent" back=${[to("agents"), "Agents"]} />`;
     const { data: agent, headers } = loaded.data;
     const tag = headers.get("etag");
     const test = async () => setHealth(await api("GET", "/agents/{agent_id}/health", { path }));
@@ -97,8 +97,7 @@ export function Agent({ agent_id: id }) {
         ${history.data?.items.length > 0 && html`<section><h2>History</h2><ul class="plain">${history.data.items.map((/** @type {any} */ entry) => html`<li key=${entry.id}>
             <${Time} at=${entry.created_at} absolute /> ${entry.action} <span class="faint">${entry.user_id ?? ""}</span></li>`)}</ul></section>`}
         ${open === "edit" && html`<${Edit} agent=${agent} tag=${tag} onClose=${() => setOpen("")} done=${done} />`}
-        ${open === "delete" && html`<${Dialog} title=${`Delete ${agent.name}`} onClose=${() => setOpen("")}><p>Steps that call it fail from now on. Its name stays taken.</p>
-            <div class="buttons"><${Action} kind="danger" permission="agents:write" onClick=${remove}>Delete</${Action}><button type="button" onClick=${() => setOpen("")}>Keep it</button></div></${Dialog}>`}`;
+        ${open === "delete" && html`<${Sure} title=${`Delete ${agent.name}`} text="Steps that call it fail from now on. Its name stays taken." permission="agents:write" action="Delete" work=${remove} onClose=${() => setOpen("")} />`}`;
 }
 
 /** @param {{ agent: any, tag: string | null, onClose: () => void, done: (agent: any) => void }} props */
@@ -106,31 +105,23 @@ function Edit({ agent, tag, onClose, done }) {
     const [name, setName] = useState("");
     const [url, setUrl] = useState(agent?.url ?? "");
     const [kind, setKind] = useState(agent?.kind ?? "a2a");
-    const [rest, setRest] = useState(() => pretty(agent ? Object.fromEntries(MEMBERS.filter((one) => !["url", "kind"].includes(one) && agent[one] !== null)
-        .map((one) => [one, agent[one]])) : { description: "", timeout_ms: 30_000 }));
-    const [error, setError] = useState(/** @type {unknown} */ (null));
+    const [first] = useState(() => ({ tag, members: agent ? Object.fromEntries(MEMBERS.filter((one) => !["url", "kind"].includes(one) && agent[one] !== null)
+        .map((one) => [one, agent[one]])) : { description: "", timeout_ms: 30_000 } }));
+    const [rest, setRest] = useState(() => pretty(first.members));
     const save = async () => {
-        const broken = fault(rest);
-        setError(broken ? new Error(`Line ${broken.line}: ${broken.message}`) : null);
-        if (broken) return;
-        const body = { ...JSON.parse(rest), url, kind };
-        try {
-            const saved = agent
-                ? await api("PUT", "/agents/{agent_id}", { path: { agent_id: agent.id }, body, headers: tag ? { "if-match": tag } : {} })
-                : await api("POST", "/agents", { body: { ...body, name } });
-            say(`${saved.name} is stored`);
-            done(saved);
-        } catch (cause) {
-            setError(cause);
-        }
+        const body = { ...parsed(rest), url, kind };
+        // What is not there any more is removed, since a change keeps what is absent.
+        if (agent) for (const one of Object.keys(first.members)) if (!(one in body)) body[one] = null;
+        const saved = agent
+            ? await api("PUT", "/agents/{agent_id}", { path: { agent_id: agent.id }, body, headers: first.tag ? { "if-match": first.tag } : {} })
+            : await api("POST", "/agents", { body: { ...body, name } });
+        say(`${saved.name} is stored`);
+        done(saved);
     };
     return html`<${Dialog} title=${agent ? `Edit ${agent.name}` : "New agent"} onClose=${onClose} wide>
-        ${!agent && html`<label for="agent-name">Name</label><input id="agent-name" value=${name} onInput=${(/** @type {any} */ event) => setName(valueOf(event))} />`}
-        <label for="agent-url">Address</label><input id="agent-url" class="mono" value=${url} onInput=${(/** @type {any} */ event) => setUrl(valueOf(event))} />
-        <label for="agent-kind">Kind</label><select id="agent-kind" value=${kind} onChange=${(/** @type {any} */ event) => setKind(valueOf(event))}>
-            ${KINDS.map((one) => html`<option key=${one} value=${one} selected=${one === kind}>${one}</option>`)}</select>
-        <label for="agent-rest">Other members (JSON)</label><textarea id="agent-rest" class="mono" rows="12" spellcheck=${false} value=${rest}
-            onInput=${(/** @type {any} */ event) => setRest(valueOf(event))}></textarea>
-        <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="agents:write" onClick=${save}>Store</${Action}>
-        <button type="button" onClick=${onClose}>Close</button></div></${Dialog}>`;
+        ${!agent && html`<${Line} id="agent-name" label="Name" value=${name} change=${setName} />`}
+        <${Line} id="agent-url" label="Address" class="mono" value=${url} change=${setUrl} />
+        <${Choice} id="agent-kind" label="Kind" value=${kind} options=${KINDS.map((one) => [one, one])} change=${setKind} />
+        <${Text} id="agent-rest" label="Other members (JSON)" rows=${12} value=${rest} change=${setRest} />
+        <${Finish} work=${save} permission="agents:write" onClose=${onClose}>Store</${Finish}></${Dialog}>`;
 }

@@ -1,32 +1,48 @@
 // What waits for people: the inbox, and the forms of answers.
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
+import { Line } from "../parts/form.js";
 import { InputForm, useInput } from "../parts/input.js";
-import { Pager, valueOf } from "../parts/list.js";
+import { Pager, Table, usePage } from "../parts/list.js";
+import { useEvery } from "../parts/load.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { session } from "../parts/session.js";
 import { waitsFor } from "../parts/steps.js";
-import { PAGE, useWaiting } from "../parts/waiting.js";
-import { Action, Empty, Head, Json, Loading, Problem, say, Time } from "../parts/ui.js";
+import { Action, Empty, Head, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
 
-/** What waits for people: the open callbacks of a page of running runs. */
+/** How often the inbox is read again. */
+const LOOK_MS = 10_000;
+
+/** What waits for people in all runs, and what was answered. */
 export function Approvals() {
     const { query } = use(place);
     const who = use(session);
-    const mine = query.get("show") !== "all";
-    const { found: all, runs, items, error, loading, changed } = useWaiting(query.get("cursor"));
-    const isMine = (/** @type {any} */ callback) => !callback.role || who?.role === "admin" || !who?.authentication || callback.role === who?.role;
-    const found = all.map(({ run, callbacks }) => ({ run, callbacks: callbacks.filter((one) => !mine || isMine(one)) })).filter((one) => one.callbacks.length);
+    const show = query.get("show") ?? "mine";
+    const isHistory = show === "answered";
+    const loaded = usePage("/callbacks", { query: { state: isHistory ? "answered" : "open", page_size: 50 } });
+    useEvery(Boolean(loaded.data), LOOK_MS, loaded.reload);
+    const isMine = (/** @type {any} */ one) => !one.role || who?.role === "admin" || !who?.authentication || one.role === who?.role;
+    /** @type {any[]} */
+    const items = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => isHistory || (one.step_execution_id !== null && (show === "all" || isMine(one))));
     return html`<${Head} title="Approvals" />
-        <div class="filters"><div class="chips" role="group" aria-label="Whose"><button type="button" class="chip" aria-pressed=${mine} onClick=${() => setQuery({ show: null })}>For my role</button>
-            <button type="button" class="chip" aria-pressed=${!mine} onClick=${() => setQuery({ show: "all" })}>All</button></div>
-            <span class="faint">Questions, approvals and callbacks of ${PAGE} running runs at a time.</span></div>
-        <${Problem} error=${error} retry=${changed} />
-        ${loading ? html`<${Loading} />` : found.length ? found.map(({ run, callbacks }) => html`<section key=${run.id} class="waiting">
-            <h2><a href=${to("runs", run.id)}>${run.workflow_name}</a> <span class="faint mono">${run.id}</span></h2>
-            ${callbacks.map((/** @type {any} */ callback) => html`<${Answer} key=${callback.url} callback=${callback} changed=${changed} />`)}</section>`)
-        : html`<${Empty}>Nothing waits for ${mine ? "you" : "anybody"} in ${items.length ? `these ${items.length} runs` : "any run: none is running"}.</${Empty}>`}
-        ${runs.data && (runs.data.next_cursor || runs.data.prev_cursor) && html`<${Pager} page=${runs.data} what="running runs" />`}`;
+        <div class="filters"><div class="chips" role="group" aria-label="Whose">${[["mine", "For my role"], ["all", "All"], ["answered", "Answered"]].map(([name, title]) => html`
+            <button type="button" class="chip" key=${name} aria-pressed=${show === name} onClick=${() => setQuery({ show: name === "mine" ? null : name ?? null, cursor: null })}>${title}</button>`)}</div></div>
+        <${Problem} error=${loaded.error} retry=${loaded.reload} />
+        <p class="sr" aria-live="polite">${loaded.data && !isHistory ? `${items.length} wait` : ""}</p>
+        ${!loaded.data ? loaded.loading && html`<${Loading} />` : !items.length ? html`<${Empty}>${isHistory ? "Nothing was answered yet." : `Nothing waits for ${show === "all" ? "anybody" : "you"}${loaded.data.next_cursor || loaded.data.prev_cursor ? " on this page" : ""}.`}</${Empty}>`
+        : isHistory ? html`<${History} items=${items} />` : items.map((one) => html`<section key=${one.url} class="waiting">
+            <h2><a href=${to("runs", one.run_id)}>${one.workflow_name}</a> <span class="faint mono">${one.run_id}</span></h2>
+            <${Answer} callback=${one} changed=${loaded.reload} /></section>`)}
+        ${loaded.data && (loaded.data.next_cursor || loaded.data.prev_cursor) && html`<${Pager} page=${loaded.data} what=${isHistory ? "answers" : "questions"} />`}`;
+}
+
+/** @param {{ items: any[] }} props */
+function History({ items }) {
+    return html`<${Table} label="Answered" columns=${["Workflow", "Step", "Answered", "By", "Answer", "Asked"]}>${items.map((one) => html`<tr data-row key=${`${one.run_id} ${one.step_id} ${one.answered_at}`}>
+        <td><a href=${to("runs", one.run_id)}>${one.workflow_name}</a></td><td>${one.step_id}</td><td><${Time} at=${one.answered_at} /></td><td>${one.answered_by ?? "–"}</td>
+        <td>${typeof one.answer?.approved === "boolean" ? html`<${Status} status=${one.answer.approved ? "approved" : "rejected"} as=${one.answer.approved ? "COMPLETED" : "FAILED"} /> ${one.answer.comment
+            && html`<span class="clip" title=${one.answer.comment}>${one.answer.comment}</span>`}` : html`<code class="clip">${JSON.stringify(one.answer)?.slice(0, 500)}</code>`}</td>
+        <td><${Time} at=${one.created_at} /></td></tr>`)}</${Table}>`;
 }
 
 /** The answer to a question without a schema. */
@@ -44,8 +60,9 @@ const tokenOf = (callback) => decodeURIComponent(new URL(callback.url, location.
 /** @param {{ callback: any, changed: () => void }} props */
 export function Answer({ callback, changed }) {
     const question = callback.question;
+    const id = tokenOf(callback);
     const send = async (/** @type {unknown} */ body, /** @type {string} */ done) => {
-        await api("POST", "/callbacks/{token}", { path: { token: tokenOf(callback) }, body, quiet: true });
+        await api("POST", "/callbacks/{token}", { path: { token: id }, body, quiet: true });
         say(done);
         changed();
     };
@@ -53,7 +70,7 @@ export function Answer({ callback, changed }) {
         <span class="faint">since <${Time} at=${callback.created_at} />${callback.expires_at && html`, until <${Time} at=${callback.expires_at} />`}</span></header>
         ${question?.text && html`<blockquote>${question.text}</blockquote>`}
         ${callback.input_data && Object.keys(callback.input_data).length > 0 && html`<${Words} input=${callback.input_data} />`}
-        ${callback.is_approval ? html`<${Decision} send=${send} id=${callback.step_id} />` : html`<${Free} callback=${callback} send=${send} />`}</article>`;
+        ${callback.is_approval ? html`<${Decision} send=${send} id=${id} />` : html`<${Free} callback=${callback} send=${send} id=${id} />`}</article>`;
 }
 
 /** @param {{ input: Record<string, unknown> }} props */
@@ -68,14 +85,13 @@ function Decision({ send, id }) {
     const [comment, setComment] = useState("");
     const decide = (/** @type {boolean} */ approved) => () =>
         send(comment.trim() ? { approved, comment: comment.trim() } : { approved }, approved ? "Approved" : "Rejected");
-    return html`<label for=${`comment-${id}`}>Comment</label><input id=${`comment-${id}`} value=${comment} maxlength="1000"
-            onInput=${(/** @type {any} */ event) => setComment(valueOf(event))} />
+    return html`<${Line} id=${`comment-${id}`} label="Comment" value=${comment} maxlength="1000" change=${setComment} />
         <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${decide(true)}>Approve</${Action}>
         <${Action} kind="danger" permission="runs:write" onClick=${decide(false)}>Reject</${Action}></div>`;
 }
 
-/** @param {{ callback: any, send: (body: unknown, done: string) => Promise<void> }} props */
-function Free({ callback, send }) {
+/** @param {{ callback: any, send: (body: unknown, done: string) => Promise<void>, id: string }} props */
+function Free({ callback, send, id }) {
     const state = useInput(callback.question ? callback.question.answer_schema ?? TEXT : null, {});
     const [problems, setProblems] = useState(/** @type {Record<string, string>} */ ({}));
     const answer = async () => {
@@ -87,6 +103,6 @@ function Free({ callback, send }) {
         return html`<p>Follow what the agent asks for, then confirm it here.</p><div class="buttons">
             <${Action} kind="primary" permission="runs:write" onClick=${() => send({ approved: true }, "Confirmed")}>It is done</${Action}></div>`;
     }
-    return html`<${InputForm} state=${state} problems=${problems} id=${`answer-${callback.step_id}`} label="Answer" />
+    return html`<${InputForm} state=${state} problems=${problems} id=${`answer-${id}`} label="Answer" />
         <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${answer}>Answer</${Action}></div>`;
 }

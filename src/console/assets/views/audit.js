@@ -1,12 +1,13 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { address, api } from "../parts/api.js";
-import { Filter, PagedTable, usePage } from "../parts/list.js";
+import { Between, Filter, PagedTable, usePage } from "../parts/list.js";
 import { place, setQuery } from "../parts/router.js";
 import { Action, Dialog, Facts, Head, Json, say, Time } from "../parts/ui.js";
 import { Difference } from "./compare.js";
 
-const NAMES = ["user_id", "action", "entity_type", "entity_id", "outcome", "correlation_id"];
-const TYPES = ["agent", "workflow", "run", "api_key", "organization", "dead_letter", "request"];
+const NAMES = ["user_id", "action", "entity_type", "entity_id", "outcome", "correlation_id", "created_after", "created_before"];
+const TYPES = ["agent", "workflow", "run", "trigger", "api_key", "organization", "dead_letter", "webhook", "session", "saved_view", "request"];
+const OUTCOMES = ["success", "denied"];
 
 export function Audit() {
     const { query } = use(place);
@@ -38,8 +39,9 @@ export function Audit() {
             <${Filter} name="action" label="Action" value=${asked["action"]} change=${change("action")} />
             <${Filter} name="entity_type" label="What" value=${asked["entity_type"]} change=${change("entity_type")} options=${[["", "all"], ...TYPES.map((name) => [name, name.replaceAll("_", " ")])]} />
             <${Filter} name="entity_id" label="Its id" value=${asked["entity_id"]} change=${change("entity_id")} />
-            <${Filter} name="outcome" label="Outcome" value=${asked["outcome"]} change=${change("outcome")} options=${[["", "all"], ["success", "success"], ["denied", "denied"]]} />
-            <${Filter} name="correlation_id" label="Request" value=${asked["correlation_id"]} change=${change("correlation_id")} /></div>
+            <${Filter} name="outcome" label="Outcome" value=${asked["outcome"]} change=${change("outcome")} options=${[["", "all"], ...OUTCOMES.map((name) => [name, name])]} />
+            <${Filter} name="correlation_id" label="Request" value=${asked["correlation_id"]} change=${change("correlation_id")} />
+            <${Between} after=${asked["created_after"]} before=${asked["created_before"]} change=${change} /></div>
         <${PagedTable} loaded=${loaded} label="Audit trail" what="entries" columns=${["Time", "Who", "Action", "What", "Name", "Outcome", "From"]}
             row=${(/** @type {any} */ one) => html`<tr data-row key=${one.id}><td><button type="button" class="link" onClick=${() => setEntry(one)}><${Time} at=${one.created_at} absolute /></button></td>
                 <td>${one.user_id ?? ""}</td><td>${one.action}</td><td>${one.entity_type.replaceAll("_", " ")}</td><td><span class="clip">${one.entity_name ?? one.entity_id}</span></td>

@@ -1,7 +1,7 @@
 // An action on many runs: on those that are chosen, or on all that the filters match.
 import { html, useEffect, useRef, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { valueOf } from "../parts/list.js";
+import { Choice, Line } from "../parts/form.js";
 import { each } from "../parts/load.js";
 import { allows } from "../parts/run-list.js";
 import { Action, Dialog, Problem, say, words } from "../parts/ui.js";
@@ -107,9 +107,8 @@ export function AllOfFilter({ filters, onClose }) {
                 <span class="mono">${one.run_id}</span>: ${one.detail}</li>`)}</ul>`}
             <${Problem} error=${error} /><div class="buttons">${progress.state === "running" ? html`<button type="button" class="danger" onClick=${() => void (stop.current = true)}>Stop</button>`
                 : html`<button type="button" class="primary" onClick=${onClose}>Close</button>`}</div>`
-        : html`<label for="all-action">Action</label><select id="all-action" value=${action} onChange=${(/** @type {any} */ event) => (setAction(valueOf(event)), setCounted(null))}>
-                ${ACTIONS.map((name) => html`<option key=${name} value=${name} selected=${name === action}>${name}</option>`)}</select>
-            ${action === "cancel" && html`<label for="all-reason">Reason</label><input id="all-reason" value=${reason} maxlength="500" onInput=${(/** @type {any} */ event) => setReason(valueOf(event))} />`}
+        : html`<${Choice} id="all-action" label="Action" value=${action} options=${ACTIONS.map((name) => [name, name])} change=${(/** @type {string} */ value) => (setAction(value), setCounted(null))} />
+            ${action === "cancel" && html`<${Line} id="all-reason" label="Reason" value=${reason} maxlength="500" change=${setReason} />`}
             <div role="status">${counted && html`<p><strong>${total} runs would be ${DONE[action]}.</strong> <span class="faint">Others are in another state.</span></p>`}</div>
             <${Problem} error=${error} /><div class="buttons">${counted ? html`<${Action} kind="danger" permission="runs:write" disabled=${counted.total === 0} onClick=${start}>${action} ${total}</${Action}>`
                 : html`<${Action} kind="primary" permission="runs:write" onClick=${count}>Count them</${Action}>`}

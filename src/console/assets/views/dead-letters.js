@@ -1,13 +1,15 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Filter, PagedTable, usePage, valueOf } from "../parts/list.js";
+import { Finish, Sure, Text } from "../parts/form.js";
+import { Filter, PagedTable, usePage } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
 import { place, setQuery, to } from "../parts/router.js";
-import { fault, pretty } from "../parts/text.js";
+import { fault, parsed, pretty } from "../parts/text.js";
 import { bytes } from "../parts/time.js";
-import { Action, Dialog, Empty, Facts, Head, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+import { Action, Dialog, Empty, Facts, Head, Json, Pending, say, Status, Time } from "../parts/ui.js";
 
-const REASONS = ["empty", "invalid_json", "invalid_message", "unknown_kind", "invalid_content", "invalid_plan", "too_large", "refused_by_database"];
+const REASONS = ["empty", "invalid_json", "invalid_message", "unknown_kind", "invalid_content", "invalid_plan", "too_large", "refused_by_database", "record_unreadable",
+    "expression_failed", "workflow_not_found", "workflow_not_active", "input_not_resolved", "input_invalid", "chain_too_long"];
 const STATUSES = ["open", "redriving", "redriven", "discarded"];
 
 export function DeadLetters() {
@@ -34,8 +36,7 @@ export function DeadLetter({ dead_letter_id: id }) {
     const path = { dead_letter_id: id };
     const loaded = useGet("/dead-letters/{dead_letter_id}", { path });
     const [open, setOpen] = useState("");
-    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the record" />`;
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="dead letter" back=${[to("dead-letters"), "Dead letters"]} />`;
     const letter = loaded.data;
     const isOpen = letter.status === "open";
     const discard = async () => {
@@ -49,6 +50,7 @@ export function DeadLetter({ dead_letter_id: id }) {
                 <${Action} kind="danger" permission="dead-letters:manage" onClick=${() => setOpen("discard")}>Discard</${Action}>`}</${Head}>
         <div class="problem"><strong>${letter.detail}</strong></div>
         <${Facts} items=${[["Status", html`<${Status} status=${letter.status.toUpperCase()} />`], ["Reason", letter.reason.replaceAll("_", " ")], ["Topic", letter.topic],
+            ...(letter.trigger_id ? [["Trigger", html`<a class="mono" href=${to("triggers", letter.trigger_id)}>${letter.trigger_id}</a>`]] : []),
             ["Size", bytes(letter.bytes)], ["Sent", html`<${Time} at=${letter.sent_at} absolute />`], ["Arrived here", html`<${Time} at=${letter.created_at} absolute />`],
             ["Run", letter.run_id ? html`<a class="mono" href=${to("runs", letter.run_id)}>${letter.run_id}</a>` : "–"],
             ...(letter.resolved_at ? [["Settled", html`<${Time} at=${letter.resolved_at} absolute /> by ${letter.resolved_by}`]] : [])]} />
@@ -57,8 +59,8 @@ export function DeadLetter({ dead_letter_id: id }) {
         <h2>Headers</h2>${letter.headers.length ? html`<dl class="words">${letter.headers.map((/** @type {any} */ header, /** @type {number} */ index) => html`<div key=${index}><dt>${header.name}</dt>
             <dd class="mono">${header.value?.content ?? ""}</dd></div>`)}</dl>` : html`<p class="faint">none</p>`}
         ${open === "redrive" && html`<${Redrive} letter=${letter} onClose=${() => setOpen("")} done=${() => (setOpen(""), loaded.reload())} />`}
-        ${open === "discard" && html`<${Dialog} title="Discard the record" onClose=${() => setOpen("")}><p>It is not sent again. Its row stays until retention deletes it.</p><div class="buttons">
-            <${Action} kind="danger" permission="dead-letters:manage" onClick=${discard}>Discard</${Action}><button type="button" onClick=${() => setOpen("")}>Keep it</button></div></${Dialog}>`}`;
+        ${open === "discard" && html`<${Sure} title="Discard the record" text="It is not sent again. Its row stays until retention deletes it." permission="dead-letters:manage" action="Discard" work=${discard}
+            onClose=${() => setOpen("")} />`}`;
 }
 
 /** @param {{ octets: any, label: string }} props */
@@ -74,22 +76,12 @@ function Redrive({ letter, onClose, done }) {
     const text = letter.value?.encoding === "text" ? letter.value.content : "";
     const [edits, setEdits] = useState(false);
     const [value, setValue] = useState(() => (text && !fault(text) ? pretty(JSON.parse(text)) : text));
-    const [error, setError] = useState(/** @type {unknown} */ (null));
     const work = async () => {
-        const broken = edits ? fault(value) : null;
-        setError(broken ? new Error(`Line ${broken.line}: ${broken.message}`) : null);
-        if (broken) return;
-        try {
-            await api("POST", "/dead-letters/{dead_letter_id}/redrive", { path: { dead_letter_id: letter.id }, body: edits ? { value: JSON.parse(value) } : {} });
-            say("The record is sent again");
-            done();
-        } catch (cause) {
-            setError(cause);
-        }
+        await api("POST", "/dead-letters/{dead_letter_id}/redrive", { path: { dead_letter_id: letter.id }, body: edits ? { value: parsed(value) } : {} });
+        say("The record is sent again");
+        done();
     };
     return html`<${Dialog} title="Send the record again" wide onClose=${onClose}><label class="check"><input type="checkbox" checked=${edits} onChange=${() => setEdits(!edits)} /> With a corrected value</label>
-        ${edits && html`<label for="corrected">Value (JSON)</label><textarea id="corrected" class="mono" rows="14" spellcheck=${false} value=${value}
-            onInput=${(/** @type {any} */ event) => setValue(valueOf(event))}></textarea>`}
-        <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="dead-letters:manage" onClick=${work}>Send again</${Action}>
-        <button type="button" onClick=${onClose}>Close</button></div></${Dialog}>`;
+        ${edits && html`<${Text} id="corrected" label="Value (JSON)" rows=${14} value=${value} change=${setValue} />`}
+        <${Finish} work=${work} permission="dead-letters:manage" onClose=${onClose}>Send again</${Finish}></${Dialog}>`;
 }

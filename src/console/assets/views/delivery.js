@@ -6,7 +6,7 @@ import { useEvery, useGet } from "../parts/load.js";
 import { to } from "../parts/router.js";
 import { fault } from "../parts/text.js";
 import { duration } from "../parts/time.js";
-import { Action, Facts, Head, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+import { Action, Facts, Head, Json, Pending, say, Status, Time } from "../parts/ui.js";
 
 const LOOK_MS = 2000;
 
@@ -15,8 +15,7 @@ export function Delivery({ webhook_id: webhook, delivery_id: id }) {
     const path = { delivery_id: id };
     const loaded = useGet("/webhook-deliveries/{delivery_id}", { path });
     useEvery(loaded.data?.state === "pending", LOOK_MS, loaded.reload);
-    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the delivery" />`;
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="delivery" back=${[to("webhooks", webhook), "Webhook"]} />`;
     const one = loaded.data;
     const again = async () => {
         await api("POST", "/webhook-deliveries/{delivery_id}/redeliver", { path });

@@ -1,12 +1,13 @@
 import { html, use, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
 import { api, call } from "../parts/api.js";
 import { Graph } from "../parts/graph.js";
+import { Finish, Text } from "../parts/form.js";
 import { Table, valueOf } from "../parts/list.js";
 import { useLoad } from "../parts/load.js";
 import { go, guard, to } from "../parts/router.js";
 import { can, needs, session } from "../parts/session.js";
-import { fault, locate, pretty } from "../parts/text.js";
-import { Action, Dialog, download, Head, Json, Loading, Problem, say, Status, words } from "../parts/ui.js";
+import { fault, locate, parsed, pretty } from "../parts/text.js";
+import { Action, Dialog, download, Head, Json, Pending, Problem, say, Status, words } from "../parts/ui.js";
 import { toDefinition } from "./workflow.js";
 
 const PAUSE_MS = 400;
@@ -26,8 +27,7 @@ export function Editor({ workflow_id: id }) {
         const { data, headers } = await call("GET", "/workflows/{workflow_id}", { path: { workflow_id: id }, signal });
         return { text: pretty(toDefinition(data)), tag: headers.get("etag"), name: data.name };
     }, [id ?? ""]);
-    if (loaded.error) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the definition" />`;
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="definition" back=${[to("workflows"), "Workflows"]} />`;
     return html`<${Edit} id=${id ?? null} first=${loaded.data.text} tag=${loaded.data.tag} name=${loaded.data.name} />`;
 }
 
@@ -50,6 +50,7 @@ function Edit({ id, first, tag, name }) {
         if (!definition) return;
         try {
             const { name: given, ...rest } = definition;
+            if (id && given !== undefined && given !== name) throw new Error(`A workflow keeps its name, which is ${name}. With another name it is a new workflow.`);
             const item = id
                 ? await api("PUT", "/workflows/{workflow_id}", { path: { workflow_id: id }, body: { ...NOTHING, ...rest },
                     headers: tag ? { "if-match": tag } : {} })
@@ -193,22 +194,10 @@ function Findings({ checked, isChanged }) {
 function Try({ definition, onClose }) {
     const [input, setInput] = useState("{}");
     const [result, setResult] = useState(/** @type {any} */ (null));
-    const [error, setError] = useState(/** @type {unknown} */ (null));
-    const work = async () => {
-        const broken = fault(input);
-        setError(broken ? new Error(`Line ${broken.line}: ${broken.message}`) : null);
-        if (broken) return;
-        try {
-            setResult(await api("POST", "/workflows/test", { body: { definition, input_data: JSON.parse(input) } }));
-        } catch (cause) {
-            setError(cause);
-        }
-    };
+    const work = async () => setResult(await api("POST", "/workflows/test", { body: { definition, input_data: parsed(input) } }));
     return html`<${Dialog} title="Try the definition" wide onClose=${onClose}><p class="faint">Executed in virtual time. No agent is called: each gives its
             input back, so the inputs show what the mappings make.</p>
-        <label for="try-input">Input (JSON)</label><textarea id="try-input" class="mono" rows="5" spellcheck=${false} value=${input}
-            onInput=${(/** @type {any} */ event) => setInput(valueOf(event))}></textarea>
-        <div class="buttons"><${Action} kind="primary" onClick=${work}>Try</${Action}></div><${Problem} error=${error} />
+        <${Text} id="try-input" label="Input (JSON)" rows=${5} value=${input} change=${setInput} /><${Finish} work=${work} onClose=${onClose}>Try</${Finish}>
         ${result && html`<p><${Status} status=${result.status} /> ${result.error_message ?? ""}</p>
             <${Table} label="Steps of the test" columns=${["Step", "Status", "Input", "Output", "Error"]}>${result.steps.slice(0, 200).map((/** @type {any} */ step, /** @type {number} */ index) => html`
                 <tr key=${index}><td>${step.path}</td><td><${Status} status=${step.status} /></td><td><code class="clip">${JSON.stringify(step.input_data)?.slice(0, 500)}</code></td>

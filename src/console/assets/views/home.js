@@ -8,10 +8,8 @@ import { can, isOperator, session } from "../parts/session.js";
 import { utc } from "../parts/settings.js";
 import { absolute, duration } from "../parts/time.js";
 import { LOOKS, named } from "../parts/hooks.js";
-import { Empty, Head, Problem, Status, Time } from "../parts/ui.js";
-import { useWaiting } from "../parts/waiting.js";
+import { Bar, Empty, Head, Legend, Problem, Status, Time } from "../parts/ui.js";
 
-const DAY_MS = 86_400_000;
 const HOUR_MS = 3_600_000;
 
 /** @param {number} count */
@@ -20,7 +18,7 @@ const figure = (count) => Number(count).toLocaleString("en");
 export function Home() {
     use(session);
     return html`<${Head} title="Home" />
-        ${can("runs:read") ? html`<${Counts} /><${OverTime} /><div class="columns"><${Failing} /><${Latest} /></div>` : html`<p>Choose a screen.</p>`}
+        ${can("runs:read") ? html`<${Counts} /><${OverTime} />` : html`<p>Choose a screen.</p>`}
         <div class="columns">${can("runs:read") && html`<${Backlog} />`}${can("runs:write") && html`<${Approvals} />`}${can("workflows:read") && html`<${Triggers} />`}
             ${can("webhooks:read") && html`<${Webhooks} />`}${can("agents:read") && html`<${Breakers} />`}${can("dead-letters:manage") && html`<${Letters} />`}</div>`;
 }
@@ -38,22 +36,22 @@ function Counts() {
         })}</ul>`;
 }
 
-/** A column for each hour, which leads to its runs. */
+/** A column for each hour, which leads to its runs; what has failed in them. */
 function OverTime() {
     const loaded = useGet("/runs/counts", { query: { interval: "hour" } });
     const zone = use(utc);
     /** @type {any[]} */
     const buckets = loaded.data?.buckets ?? [];
     const most = Math.max(1, ...buckets.map((bucket) => bucket.total));
-    return html`<section class="card"><h2>Runs by hour <span class="faint">last 24 hours</span></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
-        <ul class="hours">${buckets.map((bucket) => {
+    return html`<section class="card"><h2>Runs by hour <span class="faint">${loaded.data?.is_complete === false ? html`of the newest runs, since <${Time} at=${loaded.data.from} absolute />` : "last 24 hours"}</span></h2>
+        <${Problem} error=${loaded.error} retry=${loaded.reload} /><ul class="hours">${buckets.map((bucket) => {
             const words = STATUSES.filter((status) => bucket.runs[status]).map((status) => `${bucket.runs[status]} ${status.toLowerCase()}`).join(", ");
             const end = new Date(Date.parse(bucket.begin) + HOUR_MS - 1).toISOString();
             const label = `${absolute(bucket.begin, zone).slice(0, 16)}: ${words || "no runs"}`;
             return html`<li key=${bucket.begin}><a href=${`${to("runs")}?created_after=${bucket.begin}&created_before=${end}`} title=${label}>
                 <span class="sr">${label}</span><svg viewBox="0 0 10 60" preserveAspectRatio="none" aria-hidden="true">${stack(bucket.runs, most).map((part) => html`
-                <rect key=${part.status} class=${`bar s-${part.status}`} x="1" width="8" y=${part.y} height=${part.height} />`)}</svg></a></li>`;
-        })}</ul></section>`;
+                <${Bar} key=${part.status} ...${part} />`)}</svg></a></li>`;
+        })}</ul><${Legend} statuses=${STATUSES} /></section><div class="columns"><${Failing} counts=${loaded.data} /><${Latest} /></div>`;
 }
 
 /** @param {Record<string, number>} runs @param {number} most */
@@ -66,21 +64,15 @@ function stack(runs, most) {
     });
 }
 
-function Failing() {
-    const since = new Date(Math.floor((Date.now() - DAY_MS) / 60_000) * 60_000).toISOString();
-    const loaded = useGet("/runs", { query: { status: "FAILED", created_after: since, page_size: 100 } });
-    /** @type {Map<string, any[]>} */
-    const byName = new Map();
-    for (const run of loaded.data?.items ?? []) byName.set(run.workflow_name, [...(byName.get(run.workflow_name) ?? []), run]);
-    const rows = [...byName].sort((a, b) => b[1].length - a[1].length).slice(0, 8);
-    const isCut = Boolean(loaded.data?.next_cursor);
-    return html`<section class="card"><h2>Failing workflows <span class="faint">last 24 hours${isCut ? ", of the newest 100" : ""}</span></h2>
-        <${Problem} error=${loaded.error} retry=${loaded.reload} />
-        ${rows.length ? html`<${Table} label="Failing workflows" columns=${["Workflow", "Failed", "Last", "Error"]}>${rows.map(([name, runs]) => html`
-            <tr data-row key=${name}><td><a href=${`${to("runs")}?status=FAILED&name=${encodeURIComponent(name)}&created_after=${since}`}>${name}</a></td>
-            <td class="number">${runs.length}</td><td><${Time} at=${runs[0].created_at} /></td>
-            <td><span class="clip" title=${runs[0].error_message ?? ""}>${runs[0].error_message ?? ""}</span></td></tr>`)}</${Table}>`
-        : loaded.data ? html`<p class="faint">Nothing has failed.</p>` : ""}</section>`;
+/** @param {{ counts: any }} props */
+function Failing({ counts }) {
+    /** @type {any[]} */
+    const rows = counts?.failing_workflows ?? [];
+    return html`<section class="card"><h2>Failing workflows <span class="faint">of these runs</span></h2>
+        ${rows.length ? html`<${Table} label="Failing workflows" columns=${["Workflow", "Failed"]}>${rows.map((one) => html`
+            <tr data-row key=${one.workflow_id}><td><a href=${`${to("runs")}?status=FAILED&name=${encodeURIComponent(one.workflow_name)}&created_after=${counts.from}`}>${one.workflow_name}</a></td>
+            <td class="number">${figure(one.failed)}</td></tr>`)}</${Table}>`
+        : counts ? html`<p class="faint">Nothing has failed.</p>` : ""}</section>`;
 }
 
 function Latest() {
@@ -125,22 +117,23 @@ function Backlog() {
 }
 
 function Approvals() {
-    const { found, error, loading, isCut } = useWaiting("");
-    const count = found.reduce((sum, one) => sum + one.callbacks.length, 0);
-    return html`<section class="card"><h2><a href=${to("approvals")}>Waiting for people</a></h2><${Problem} error=${error} />
-        ${found.length ? html`<p><a href=${to("approvals")}>${figure(count)} ${count === 1 ? "answer is" : "answers are"} waited for</a></p><ul class="plain">${found.slice(0, 5).map(({ run, callbacks }) => html`<li key=${run.id}>
-            <a href=${to("runs", run.id)}>${run.workflow_name}</a> at ${callbacks[0].step_id} since <${Time} at=${callbacks[0].created_at} /></li>`)}</ul>`
-        : loading || error ? "" : html`<p class="faint">Nothing${isCut ? " in the latest running runs" : ""}.</p>`}
-        ${found.length > 0 && isCut && html`<p class="faint">Of the latest running runs.</p>`}</section>`;
+    const loaded = useGet("/callbacks", { query: { page_size: 100 } });
+    /** @type {any[]} */
+    const items = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => one.step_execution_id !== null);
+    return html`<section class="card"><h2><a href=${to("approvals")}>Waiting for people</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
+        ${items.length ? html`<p><a href=${to("approvals")}>${items.length}${loaded.data.next_cursor ? "+" : ""} ${items.length === 1 ? "answer" : "answers"}</a> ${items.length === 1 ? "is" : "are"} waited for</p>
+            <ul class="plain">${items.slice(0, 5).map((one) => html`<li key=${one.url}><a href=${to("runs", one.run_id)}>${one.workflow_name}</a> at ${one.step_id} since <${Time} at=${one.created_at} /></li>`)}</ul>`
+        : loaded.data ? html`<p class="faint">Nothing.</p>` : ""}</section>`;
 }
 
-/** Triggers that are paused, or whose firings have failed. */
+/** Triggers that are paused, or whose firings have failed or were missed. */
 function Triggers() {
     const loaded = useGet("/triggers", { query: { page_size: 100 } });
-    const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => !one.enabled || one.counters.failed_to_start > 0);
+    const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => !one.enabled || one.counters.failed_to_start > 0 || one.counters.missed > 0);
     return html`<section class="card"><h2><a href=${to("triggers")}>Triggers</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
         ${wrong.length ? html`<ul class="plain">${wrong.slice(0, 8).map((/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("triggers", one.id)}>${one.name}</a>
-            ${one.enabled ? "" : html` is paused${one.note ? `: ${one.note}` : ""}`}${one.counters.failed_to_start > 0 ? html` <span class="bad">${figure(one.counters.failed_to_start)} failed to start</span>` : ""}</li>`)}</ul>`
+            ${one.enabled ? "" : html` is paused${one.note ? `: ${one.note}` : ""}`}${one.counters.failed_to_start > 0 ? html` <span class="bad">${figure(one.counters.failed_to_start)} failed to start</span>` : ""}${
+                one.counters.missed > 0 ? html` <span class="bad">${figure(one.counters.missed)} missed</span>` : ""}</li>`)}</ul>`
         : loaded.data ? html`<p class="faint">${loaded.data.total ? `All${loaded.data.next_cursor ? " of the first 100" : ""} fire.` : "There are none."}</p>` : ""}</section>`;
 }
 

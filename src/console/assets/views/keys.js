@@ -1,8 +1,9 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { PagedTable, usePage, valueOf } from "../parts/list.js";
+import { Choice, Finish, Line, Once, Sure } from "../parts/form.js";
+import { PagedTable, usePage } from "../parts/list.js";
 import { session, ROLES } from "../parts/session.js";
-import { Action, Code, Dialog, Empty, Head, Problem, say, Time } from "../parts/ui.js";
+import { Action, Dialog, Empty, Head, say, Time } from "../parts/ui.js";
 
 const ROLE_NAMES = ["viewer", "operator", "editor", "admin", "executor"];
 
@@ -31,36 +32,23 @@ function Make({ onClose }) {
     const [days, setDays] = useState("");
     const [scopes, setScopes] = useState(/** @type {string[]} */ ([]));
     const [made, setMade] = useState(/** @type {any} */ (null));
-    const [error, setError] = useState(/** @type {unknown} */ (null));
     const possible = Object.keys(ROLES).filter((permission) => ROLES[permission]?.includes(role));
     const work = async () => {
-        setError(null);
         /** @type {Record<string, unknown>} */
         const body = { name: name.trim(), role };
         if (organisation.trim() && organisation.trim() !== who?.organization_id) body["organization_id"] = organisation.trim();
         if (days) body["expires_at"] = new Date(Date.now() + Number(days) * 86_400_000).toISOString();
         if (scopes.length) body["scopes"] = scopes.filter((scope) => possible.includes(scope));
-        try {
-            setMade(await api("POST", "/api-keys", { body }));
-        } catch (cause) {
-            setError(cause);
-        }
+        setMade(await api("POST", "/api-keys", { body }));
     };
-    if (made) {
-        return html`<${Dialog} title="The new key" onClose=${onClose}><p><strong>Copy it now.</strong> It is shown this one time only.</p>
-            <${Code} text=${made.key} label="API key" wrap /><div class="buttons"><button type="button" class="primary" onClick=${onClose}>Done</button></div></${Dialog}>`;
-    }
-    return html`<${Dialog} title="New API key" onClose=${onClose}><label for="key-name">Name</label><input id="key-name" value=${name} maxlength="100"
-            onInput=${(/** @type {any} */ event) => setName(valueOf(event))} />
-        <label for="key-role">Role</label><select id="key-role" value=${role} onChange=${(/** @type {any} */ event) => setRole(valueOf(event))}>
-            ${ROLE_NAMES.map((one) => html`<option key=${one} value=${one} selected=${one === role}>${one}</option>`)}</select>
-        <label for="key-organisation">Organisation</label><input id="key-organisation" value=${organisation} onInput=${(/** @type {any} */ event) => setOrganisation(valueOf(event))} />
-        <label for="key-days">Expires</label><select id="key-days" value=${days} onChange=${(/** @type {any} */ event) => setDays(valueOf(event))}>
-            ${[["", "never"], ["7", "in 7 days"], ["30", "in 30 days"], ["90", "in 90 days"], ["365", "in a year"]].map(([value, title]) => html`<option key=${value} value=${value} selected=${value === days}>${title}</option>`)}</select>
+    if (made) return html`<${Once} title="The new key" items=${[["API key", made.key]]} onClose=${onClose} />`;
+    return html`<${Dialog} title="New API key" onClose=${onClose}><${Line} id="key-name" label="Name" value=${name} maxlength="100" change=${setName} />
+        <${Choice} id="key-role" label="Role" value=${role} options=${ROLE_NAMES.map((one) => [one, one])} change=${setRole} />
+        <${Line} id="key-organisation" label="Organisation" value=${organisation} change=${setOrganisation} />
+        <${Choice} id="key-days" label="Expires" value=${days} change=${setDays} options=${[["", "never"], ["7", "in 7 days"], ["30", "in 30 days"], ["90", "in 90 days"], ["365", "in a year"]]} />
         <fieldset><legend>Only these permissions <span class="faint">(none: all of the role)</span></legend><div class="choices">${possible.map((scope) => html`<label key=${scope}><input type="checkbox"
             checked=${scopes.includes(scope)} onChange=${() => setScopes(scopes.includes(scope) ? scopes.filter((one) => one !== scope) : [...scopes, scope])} /> ${scope}</label>`)}</div></fieldset>
-        <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="keys:manage" disabled=${!name.trim()} onClick=${work}>Make the key</${Action}>
-        <button type="button" onClick=${onClose}>Close</button></div></${Dialog}>`;
+        <${Finish} work=${work} permission="keys:manage" disabled=${!name.trim()} onClose=${onClose}>Make the key</${Finish}></${Dialog}>`;
 }
 
 /** @param {{ apiKey: any, onClose: () => void, done: () => void }} props */
@@ -70,6 +58,5 @@ function Revoke({ apiKey, onClose, done }) {
         say(`${apiKey.name} is revoked`);
         done();
     };
-    return html`<${Dialog} title=${`Revoke ${apiKey.name}`} onClose=${onClose}><p>Requests with this key are refused from now on. This cannot be undone.</p><div class="buttons">
-        <${Action} kind="danger" permission="keys:manage" onClick=${work}>Revoke</${Action}><button type="button" onClick=${onClose}>Keep it</button></div></${Dialog}>`;
+    return html`<${Sure} title=${`Revoke ${apiKey.name}`} text="Requests with this key are refused from now on. This cannot be undone." permission="keys:manage" action="Revoke" work=${work} onClose=${onClose} />`;
 }

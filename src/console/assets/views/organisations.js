@@ -1,10 +1,11 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { PagedTable, Table, usePage, valueOf } from "../parts/list.js";
+import { Finish, Line, Sure } from "../parts/form.js";
+import { PagedTable, Table, usePage } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
 import { go, to } from "../parts/router.js";
 import { session } from "../parts/session.js";
-import { Action, Dialog, Empty, Facts, Head, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+import { Action, Dialog, Empty, Facts, Head, Pending, say, Status, Time } from "../parts/ui.js";
 
 /** @type {[string, string][]} */
 const QUOTAS = [["agents", "Agents"], ["workflows", "Workflows"], ["api_keys", "API keys"], ["queued_runs", "Queued runs"]];
@@ -27,8 +28,7 @@ export function Organisation({ organization_id: id }) {
     const path = { organization_id: id };
     const loaded = useGet("/organizations/{organization_id}", { path });
     const [open, setOpen] = useState("");
-    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the organisation" />`;
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="organisation" back=${[to("organisations"), "Organisations"]} />`;
     const one = loaded.data;
     const isActive = one.status === "active";
     const swap = async () => {
@@ -45,37 +45,38 @@ export function Organisation({ organization_id: id }) {
         <h2>Quotas</h2><${Table} label="Quotas" columns=${["", "Used", "Quota"]}>${QUOTAS.map(([name, title]) => html`<tr key=${name}><th scope="row">${title}</th>
             <td class="number">${one.usage[name]}</td><td class="number">${one.quotas[name] ?? html`<span class="faint">none</span>`}</td></tr>`)}</${Table}>
         ${open === "edit" && html`<${Edit} organisation=${one} onClose=${() => setOpen("")} done=${() => (setOpen(""), loaded.reload())} />`}
-        ${open === "suspend" && html`<${Dialog} title=${`Suspend ${one.name}`} onClose=${() => setOpen("")}><p>Its keys and tokens are refused until it is active again.</p><div class="buttons">
-            <${Action} kind="danger" permission="organizations:manage" onClick=${swap}>Suspend</${Action}><button type="button" onClick=${() => setOpen("")}>Keep it active</button></div></${Dialog}>`}`;
+        ${open === "suspend" && html`<${Sure} title=${`Suspend ${one.name}`} text="Its keys and tokens are refused until it is active again." permission="organizations:manage" action="Suspend" work=${swap}
+            stay="Keep it active" onClose=${() => setOpen("")} />`}`;
 }
 
 /** @param {{ organisation: any, onClose: () => void, done: (one: any) => void }} props */
 function Edit({ organisation, onClose, done }) {
+    const [first] = useState(organisation ?? {});
     const [id, setId] = useState("");
     const [name, setName] = useState(organisation?.name ?? "");
     const [retention, setRetention] = useState(organisation?.retention_days === null || !organisation ? "" : String(organisation.retention_days));
     const [quotas, setQuotas] = useState(/** @type {Record<string, string>} */ (Object.fromEntries(QUOTAS.map(([key]) => [key, organisation?.quotas?.[key] === null || !organisation ? "" : String(organisation.quotas[key])]))));
-    const [error, setError] = useState(/** @type {unknown} */ (null));
-    const number = (/** @type {string | undefined} */ text) => (text?.trim() ? Number(text) : null);
+    // What is no number is sent as it is, and the service says so.
+    const number = (/** @type {string | undefined} */ text) => {
+        const value = Number(text?.trim());
+        return text?.trim() ? (Number.isFinite(value) ? value : text) : null;
+    };
+    /** Only what is another value than before. @param {Record<string, unknown>} members @param {any} before */
+    const changed = (members, before) => Object.fromEntries(Object.entries(members).filter(([key, value]) => value !== (before?.[key] ?? null)));
     const work = async () => {
-        setError(null);
-        const body = { name: name.trim(), retention_days: number(retention), quotas: Object.fromEntries(QUOTAS.map(([key]) => [key, number(quotas[key])])) };
-        try {
-            const saved = organisation
-                ? await api("PUT", "/organizations/{organization_id}", { path: { organization_id: organisation.id }, body })
-                : await api("POST", "/organizations", { body: { ...body, id: id.trim() } });
-            say(`${saved.name} is stored`);
-            done(saved);
-        } catch (cause) {
-            setError(cause);
-        }
+        const asked = changed(Object.fromEntries(QUOTAS.map(([key]) => [key, number(quotas[key])])), first.quotas);
+        const body = { ...changed({ name: name.trim(), retention_days: number(retention) }, first), ...(Object.keys(asked).length ? { quotas: asked } : {}) };
+        const saved = organisation
+            ? await api("PUT", "/organizations/{organization_id}", { path: { organization_id: organisation.id }, body })
+            : await api("POST", "/organizations", { body: { ...body, id: id.trim() } });
+        say(`${saved.name} is stored`);
+        done(saved);
     };
     return html`<${Dialog} title=${organisation ? `Edit ${organisation.name}` : "New organisation"} onClose=${onClose}>
-        ${!organisation && html`<label for="organisation-id">Id</label><input id="organisation-id" value=${id} onInput=${(/** @type {any} */ event) => setId(valueOf(event))} />`}
-        <label for="organisation-name">Name</label><input id="organisation-name" value=${name} onInput=${(/** @type {any} */ event) => setName(valueOf(event))} />
-        <label for="organisation-retention">Retention of ended runs in days <span class="faint">empty: default</span></label>
-        <input id="organisation-retention" inputmode="numeric" value=${retention} onInput=${(/** @type {any} */ event) => setRetention(valueOf(event))} />
-        <fieldset><legend>Quotas <span class="faint">empty: none</span></legend>${QUOTAS.map(([key, title]) => html`<div key=${key}><label for=${`quota-${key}`}>${title}</label>
-            <input id=${`quota-${key}`} inputmode="numeric" value=${quotas[key] ?? ""} onInput=${(/** @type {any} */ event) => setQuotas({ ...quotas, [key]: valueOf(event) })} /></div>`)}</fieldset>
-        <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="organizations:manage" onClick=${work}>Store</${Action}><button type="button" onClick=${onClose}>Close</button></div></${Dialog}>`;
+        ${!organisation && html`<${Line} id="organisation-id" label="Id" value=${id} change=${setId} />`}
+        <${Line} id="organisation-name" label="Name" value=${name} change=${setName} />
+        <${Line} id="organisation-retention" label=${html`Retention of ended runs in days <span class="faint">empty: default</span>`} inputmode="numeric" value=${retention} change=${setRetention} />
+        <fieldset><legend>Quotas <span class="faint">empty: none</span></legend>${QUOTAS.map(([key, title]) => html`<${Line} key=${key} id=${`quota-${key}`} label=${title} inputmode="numeric"
+            value=${quotas[key] ?? ""} change=${(/** @type {string} */ text) => setQuotas({ ...quotas, [key]: text })} />`)}</fieldset>
+        <${Finish} work=${work} permission="organizations:manage" onClose=${onClose}>Store</${Finish}></${Dialog}>`;
 }

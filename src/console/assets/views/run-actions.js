@@ -1,11 +1,11 @@
 import { html, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
+import { Choice, Finish, Line } from "../parts/form.js";
 import { InputForm, useInput } from "../parts/input.js";
 import { follow } from "../parts/layout.js";
-import { valueOf } from "../parts/list.js";
 import { allows } from "../parts/run-list.js";
 import { go, to } from "../parts/router.js";
-import { Action, Dialog, Problem, say } from "../parts/ui.js";
+import { Action, Dialog, say } from "../parts/ui.js";
 
 /** @param {{ run: any, definition: any, changed: () => void }} props */
 export function RunActions({ run, definition, changed }) {
@@ -38,10 +38,8 @@ function Cancel({ run, onClose, changed }) {
         changed();
     };
     return html`<${Dialog} title="Cancel the run" onClose=${onClose}><p>The run and its sub-runs end. A cancelled run can be retried.</p>
-        <label for="reason">Reason</label><input id="reason" value=${reason} maxlength="500"
-            onInput=${(/** @type {any} */ event) => setReason(valueOf(event))} />
-        <div class="buttons"><${Action} kind="danger" permission="runs:write" onClick=${work}>Cancel run</${Action}>
-        <button type="button" onClick=${onClose}>Keep it</button></div></${Dialog}>`;
+        <${Line} id="reason" label="Reason" value=${reason} maxlength="500" change=${setReason} />
+        <${Finish} work=${work} kind="danger" permission="runs:write" stay="Keep it" onClose=${onClose}>Cancel run</${Finish}></${Dialog}>`;
 }
 
 /** @param {{ run: any, step: string, definition: any, changed: () => void }} props */
@@ -57,7 +55,6 @@ function Retry({ run, definition, step, onClose, changed }) {
     const [from, setFrom] = useState(step);
     const [edits, setEdits] = useState(false);
     const [problems, setProblems] = useState(/** @type {Record<string, string>} */ ({}));
-    const [error, setError] = useState(/** @type {unknown} */ (null));
     const state = useInput(definition?.input_schema ?? null, run.input_data ?? {});
     const plan = definition?.workflow_data;
     const chain = plan ? follow(plan.steps ?? {}, plan.start_step) : [];
@@ -71,24 +68,17 @@ function Retry({ run, definition, step, onClose, changed }) {
             body["input_data"] = read.input;
         }
         if (from) body["resume_from_step"] = from;
-        try {
-            const retried = await api("POST", "/runs/{run_id}/retry", { path: { run_id: run.id }, body });
-            say("The run has started again");
-            onClose();
-            if (retried.new_run_id && retried.new_run_id !== run.id) go(to("runs", retried.new_run_id));
-            else changed();
-        } catch (cause) {
-            setError(cause);
-        }
+        const retried = await api("POST", "/runs/{run_id}/retry", { path: { run_id: run.id }, body });
+        say("The run has started again");
+        onClose();
+        if (retried.new_run_id && retried.new_run_id !== run.id) go(to("runs", retried.new_run_id));
+        else changed();
     };
     return html`<${Dialog} title=${step ? `Retry from ${step}` : "Retry the run"} onClose=${onClose} wide>
-        <label for="from">From step</label><select id="from" value=${from} onChange=${(/** @type {any} */ event) => setFrom(valueOf(event))}>
-            <option value="" selected=${from === ""}>after the last completed step</option>
-            ${[...new Set([...chain, ...(step ? [step] : [])])].map((id) => html`<option key=${id} value=${id} selected=${id === from}>${id}</option>`)}</select>
+        <${Choice} id="from" label="From step" value=${from} change=${setFrom}
+            options=${[["", "after the last completed step"], ...[...new Set([...chain, ...(step ? [step] : [])])].map((id) => [id, id])]} />
         <p class="faint">${from ? `Everything from ${from} is repeated, completed or not.` : "Completed steps are not repeated."}</p>
         <label><input type="checkbox" checked=${edits} onChange=${() => setEdits(!edits)} /> With another input</label>
         ${edits && html`<${InputForm} state=${state} problems=${problems} id="retry" />`}
-        <${Problem} error=${error} />
-        <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${work}>Retry</${Action}>
-        <button type="button" onClick=${onClose}>Close</button></div></${Dialog}>`;
+        <${Finish} work=${work} permission="runs:write" onClose=${onClose}>Retry</${Finish}></${Dialog}>`;
 }

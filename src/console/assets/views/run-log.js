@@ -2,14 +2,14 @@
 import { html, use, useEffect, useLayoutEffect, useRef, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
 import { Table } from "../parts/list.js";
-import { useGet, useLoad } from "../parts/load.js";
+import { pages, useGet, useLoad } from "../parts/load.js";
 import { to } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
 import { utc } from "../parts/settings.js";
 import { absolute } from "../parts/time.js";
 import { Facts, Problem, Status, Time } from "../parts/ui.js";
 
-/** Entries that are kept on the page; older ones are a page of the API away. */
+/** Entries that are kept on the page, and looked through for those of the run as a whole. */
 const KEPT = 2000;
 const PAGE = 100;
 
@@ -50,7 +50,7 @@ export function Log({ runId, live }) {
     const readOlder = async () => {
         const page = await api("GET", "/runs/{run_id}/logs", { path, query: { ...query, cursor: older } });
         setFollows(false);
-        setEntries((/** @type {any[]} */ before) => [...[...page.items].reverse(), ...before].slice(0, KEPT));
+        setEntries((/** @type {any[]} */ before) => [...[...page.items].reverse(), ...before]);
         setOlder(page.next_cursor);
     };
     return html`<div class="filters"><div class="filter"><label for="level">Level</label><select id="level" value=${level}
@@ -72,7 +72,10 @@ export function Log({ runId, live }) {
 export function Lineage({ run, attempts }) {
     const parent = useGet(run.parent_run_id ? "/runs/{run_id}" : null, { path: { run_id: run.parent_run_id ?? "" } });
     const children = useGet("/runs", { query: { parent_run_id: run.id, page_size: 100 } });
-    const log = useGet("/runs/{run_id}/logs", { path: { run_id: run.id }, query: { page_size: 100 } });
+    const log = useLoad((signal) => pages(async (cursor, isFirst) => {
+        const page = await api("GET", "/runs/{run_id}/logs", { path: { run_id: run.id }, query: { page_size: PAGE, cursor }, signal, quiet: !isFirst });
+        return { items: page.items, next: page.next_cursor };
+    }, KEPT), [run.id, run.status]);
     const events = (log.data?.items ?? []).filter((/** @type {any} */ entry) =>
         ["run.created", "run.dispatched", "run.started", "run.taken_over", "run.retried"].includes(entry.kind));
     const items = children.data?.items ?? [];
@@ -82,7 +85,7 @@ export function Lineage({ run, attempts }) {
             ...(run.parent_run_id ? [["Parent workflow", parent.data ? html`${parent.data.workflow_name} <${Status} status=${parent.data.status} />` : "…"],
                 ["Step of the parent", run.parent_step_id]] : []),
             ["Definition", html`<a href=${to("workflows", run.workflow_definition_id ?? run.workflow_id)}>${run.workflow_name}</a>`]]} />
-        <h2>Dispatch and retries</h2><${Problem} error=${log.error} />
+        <h2>Dispatch and retries</h2><${Problem} error=${log.error} />${log.data?.isCut && html`<p class="faint">Of the first ${KEPT} entries of the log.</p>`}
         <ol class="events">${events.map((/** @type {any} */ entry) => html`<li key=${entry.seq}><${Time} at=${entry.timestamp} absolute /> ${entry.message}</li>`)}</ol>
         <h2>Sub-runs</h2><${Problem} error=${children.error} />${items.length
             ? html`<${Table} label="Sub-runs" columns=${["Run", "Workflow", "Step", "Status", "Created", "Duration"]}>

@@ -1,13 +1,14 @@
 import { html, use, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
-import { drawTimeline, listen } from "../parts/draw.js";
+import { drawTimeline, listen, redraw } from "../parts/draw.js";
 import { Graph } from "../parts/graph.js";
 import { Table } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
+import { follow } from "../parts/layout.js";
 import { now } from "../parts/settings.js";
 import { placeOf } from "../parts/steps.js";
 import { duration, span } from "../parts/time.js";
 import { to } from "../parts/router.js";
-import { Facts, Json, Loading, Status, Time } from "../parts/ui.js";
+import { Facts, Json, Legend, Loading, Status, Time } from "../parts/ui.js";
 import { RetryFrom } from "./run-actions.js";
 
 /** @typedef {import("../parts/steps.js").StepRow} StepRow */
@@ -24,7 +25,7 @@ export function RunGraph({ definition, states, rows, run, loading, chosen, choos
             label=${`Graph of ${run.workflow_name}`} />`;
     }
     if (definition.loading || loading) return html`<${Loading} what="the graph" />`;
-    return html`<p class="faint">The definition of this run is not there any more. These are its steps:</p>
+    return html`<p class="faint">Its version of the definition is not known, or not there any more. These are its steps:</p>
         <${RunTable} rows=${rows} run=${run} chosen=${chosen} choose=${choose} />`;
 }
 
@@ -55,7 +56,7 @@ export function Timeline({ run, rows, choose }) {
     press.current = choose;
     const page = rows.slice(0, shown);
     const tracks = useMemo(() => page.map((row) => ({
-        key: row.id, name: row.branch === null ? row.id : `${row.id} (${row.branch})`, depth: row.depth,
+        key: row.key, step: row.id, name: row.branch === null ? row.id : `${row.id} (${row.branch})`, depth: row.depth,
         bars: row.attempts.map((attempt) => {
             const from = Date.parse(attempt.started_at);
             const until = attempt.completed_at ? Date.parse(attempt.completed_at) : Math.max(moment, from);
@@ -65,18 +66,20 @@ export function Timeline({ run, rows, choose }) {
     const from = Date.parse(run.created_at);
     const until = Math.max(from + 1, ...tracks.flatMap((track) => track.bars.map((bar) => bar.until)));
     useLayoutEffect(() => {
-        if (frame.current) drawTimeline(frame.current, tracks, from, until, duration);
+        const target = frame.current;
+        if (target) redraw(target, () => drawTimeline(target, tracks, from, until, duration));
     }, [tracks]);
     useEffect(() => (frame.current ? listen(frame.current, (id) => press.current(id)) : undefined), [rows.length > 0]);
     if (!rows.length) return html`<p class="faint">No step has begun yet.</p>`;
     return html`<div class="timeline" role="region" tabindex="0" aria-label="Timeline of the steps"><svg ref=${frame} role="group"
         aria-label=${`Timeline: ${rows.length} steps in ${duration(until - from)}. The table has the same as text.`}></svg></div>
+        <${Legend} plain statuses=${[...new Set(page.flatMap((row) => row.attempts.map((attempt) => attempt.status)))]} />
         ${rows.length > shown && html`<button type="button" onClick=${() => setShown(shown + ROWS)}>
             Show ${Math.min(ROWS, rows.length - shown)} more of ${rows.length}</button>`}`;
 }
 
 /** Everything about one step: its attempts with what was sent and answered.
- * @param {{ id: string, rows: StepRow[], run: any, definition: any, newest: any, deltas: Record<string, string>, changed: () => void,
+ * @param {{ id: string, rows: StepRow[], run: any, definition: any, newest: any, deltas: any[], changed: () => void,
  *   close: () => void }} props */
 export function StepPanel({ id, rows, run, definition, newest, deltas, changed, close }) {
     const mine = rows.filter((row) => row.id === id);
@@ -86,6 +89,14 @@ export function StepPanel({ id, rows, run, definition, newest, deltas, changed, 
     useEffect(() => heading.current?.focus({ preventScroll: true }), []);
     const log = useGet(row ? "/runs/{run_id}/logs" : null, { path: { run_id: run.id },
         query: { step_id: id, page_size: 100, sort_order: "desc" } });
+    const seen = row ? `${row.last.id} ${row.last.status}` : "";
+    const read = useRef(seen);
+    useEffect(() => {
+        if (read.current !== seen) log.reload();
+        read.current = seen;
+    }, [seen]);
+    const plan = newest?.workflow_data;
+    const isRoot = row ? row.parent === null : follow(plan?.steps ?? {}, plan?.start_step).includes(id);
     const step = definition?.workflow_data?.steps?.[id];
     const key = (/** @type {KeyboardEvent} */ event) => {
         if (event.key === "Escape" && !document.querySelector("dialog[open]")) close();
@@ -96,10 +107,9 @@ export function StepPanel({ id, rows, run, definition, newest, deltas, changed, 
         ${mine.length > 1 && html`<label class="stack">Place <select value=${row?.key} onChange=${(/** @type {any} */ event) => setPlace(event.target.value)}>
             ${mine.slice(0, 1000).map((one) => html`<option key=${one.key} value=${one.key} selected=${one === row}>${placeOf(one)} · ${one.last.status.toLowerCase()}</option>`)}
         </select></label>`}
-        ${!row ? html`<p class="faint">This step has not begun.</p>` : html`
-            ${row.parent === null && html`<div class="buttons"><${RetryFrom} run=${run} step=${id} definition=${newest} changed=${changed} /></div>`}
-            ${[...row.attempts].reverse().map((attempt, index) => html`<${Attempt} key=${attempt.id} attempt=${attempt}
-                number=${row.attempts.length - index} count=${row.attempts.length} log=${log.data?.items ?? []} preview=${deltas[attempt.id]} />`)}`}
+        ${isRoot && html`<div class="buttons"><${RetryFrom} run=${run} step=${id} definition=${newest} changed=${changed} /></div>`}
+        ${!row ? html`<p class="faint">This step has not begun.</p>` : html`${[...row.attempts].reverse().map((attempt, index) => html`<${Attempt} key=${attempt.id} attempt=${attempt}
+                number=${row.attempts.length - index} count=${row.attempts.length} log=${log.data?.items ?? []} previews=${deltas.filter((one) => one.attempt === attempt.id)} />`)}`}
         ${step && html`<details><summary>Definition</summary><${Json} value=${withoutNulls(step)} label=${`Definition of ${id}`} /></details>`}</aside>`;
 }
 
@@ -108,8 +118,8 @@ function withoutNulls(step) {
     return Object.fromEntries(Object.entries(step).filter(([, value]) => value !== null));
 }
 
-/** @param {{ attempt: any, number: number, count: number, log: any[], preview: string | undefined }} props */
-function Attempt({ attempt, number, count, log, preview }) {
+/** @param {{ attempt: any, number: number, count: number, log: any[], previews: any[] }} props */
+function Attempt({ attempt, number, count, log, previews }) {
     const moment = use(now);
     const entries = log.filter((entry) => entry.attempt_id === attempt.id);
     const http = entries.find((entry) => entry.http_status !== null)?.http_status;
@@ -122,7 +132,8 @@ function Attempt({ attempt, number, count, log, preview }) {
     return html`<details class="attempt" open=${number === count}><summary>Attempt ${number} of ${count} <${Status} status=${attempt.status} /></summary>
         <${Facts} items=${facts.filter(([, value]) => value !== undefined && value !== null && value !== "")} />
         ${attempt.error_message && html`<p class="bad">${attempt.error_message}</p>`}
-        ${preview && !attempt.completed_at && html`<h3>Preview</h3><pre class="wrap" tabindex="0" aria-label="Preview of the output">${preview}</pre>`}
+        ${!attempt.completed_at && previews.map(({ artifact, text }) => html`<h3 key=${`h ${artifact}`}>Preview</h3>
+            <pre key=${artifact} class="wrap" tabindex="0" aria-label="Preview of the output">${text}</pre>`)}
         <h3>Input</h3><${Json} value=${attempt.input_data} label=${`Input of attempt ${number}`} />
         <h3>Output</h3><${Json} value=${attempt.output_data} label=${`Output of attempt ${number}`} /></details>`;
 }

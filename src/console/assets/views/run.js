@@ -1,12 +1,12 @@
 import { html, use, useCallback, useEffect, useMemo, useRef, useState } from "../parts/runtime.js";
-import { api, call, address } from "../parts/api.js";
-import { useGet, useLoad } from "../parts/load.js";
+import { api, call } from "../parts/api.js";
+import { pages, useGet, useLoad } from "../parts/load.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { can, session } from "../parts/session.js";
 import { now } from "../parts/settings.js";
-import { runWords, states, tree, versionOf } from "../parts/steps.js";
+import { runWords, states, tree, withDelta } from "../parts/steps.js";
 import { follow } from "../parts/stream.js";
-import { Facts, Head, Json, Loading, Problem, Status, Tabs, Time } from "../parts/ui.js";
+import { Facts, Head, Json, Pending, Problem, Status, tabOf, Tabs, Time } from "../parts/ui.js";
 import { Answers } from "./approvals.js";
 import { RunActions } from "./run-actions.js";
 import { Lineage, Log } from "./run-log.js";
@@ -19,24 +19,21 @@ const TABS = [["graph", "Graph"], ["timeline", "Timeline"], ["table", "Table"], 
 /** Attempts that are read: pages by keyset, and an end. */
 const PAGE = 1000;
 const MOST = 10_000;
+/** Entries of the log after which an attempt has its output, or none. */
+const ENDS = ["attempt.completed", "attempt.failed", "attempt.skipped"];
 /** Changes that come close together are read at once. */
 const TOGETHER_MS = 250;
 const NOBODY = /** @type {any[]} */ ([]);
 
 /** All attempts of a run, page by page. @param {string} runId @param {AbortSignal} signal */
 async function readAttempts(runId, signal) {
-    /** @type {any[]} */
-    const attempts = [];
-    /** @type {string | null} */
-    let cursor = null;
-    do {
+    const { items, isCut } = await pages(async (cursor) => {
         const { data, headers } = await call("GET", "/runs/{run_id}/steps",
             { path: { run_id: runId }, query: { page_size: PAGE, cursor }, signal });
-        attempts.push(...data);
         const next = /[?&]cursor=([^&>]+)[^>]*>;\s*rel="?next/.exec(headers.get("link") ?? "");
-        cursor = next?.[1] ? decodeURIComponent(next[1]) : null;
-    } while (cursor && attempts.length < MOST);
-    return { attempts, isCut: cursor !== null };
+        return { items: data, next: next?.[1] ? decodeURIComponent(next[1]) : null };
+    }, MOST);
+    return { attempts: items, isCut };
 }
 
 /** @param {{ run_id: string }} props */
@@ -48,28 +45,24 @@ export function Run({ run_id: runId }) {
     const steps = useLoad((signal) => readAttempts(runId, signal), [runId]);
     const isOpen = run.data ? allows(run.data, "cancel") : false;
     const callbacks = useGet(isOpen && can("runs:write") ? "/runs/{run_id}/callbacks" : null, { path });
-    const definition = useDefinition(run.data, steps.data?.attempts);
-    const live = useLive(runId, isOpen, () => {
-        run.reload();
-        steps.reload();
-        callbacks.reload();
-    });
-    const rows = useMemo(() => tree(steps.data?.attempts ?? NOBODY), [steps.data]);
-    const known = useMemo(() => states(rows), [rows]);
-    const tab = query.get("tab") ?? "graph";
-    const chosen = query.get("step");
-    const choose = useCallback((/** @type {string | null} */ step) => setQuery({ step }, { replace: true }), []);
-    if (run.error && !run.data) return html`<${Problem} error=${run.error} retry=${run.reload} />`;
-    if (!run.data) return html`<${Loading} what="the run" />`;
-    const data = run.data;
+    const definition = useDefinition(run.data);
     const reload = () => {
         run.reload();
         steps.reload();
         callbacks.reload();
     };
+    const live = useLive(runId, isOpen, reload);
+    const rows = useMemo(() => tree(steps.data?.attempts ?? NOBODY), [steps.data]);
+    const known = useMemo(() => states(rows), [rows]);
+    const tab = tabOf(TABS, query);
+    const chosen = query.get("step");
+    const choose = useCallback((/** @type {string | null} */ step) => setQuery({ step }, { replace: true }), []);
+    if (!run.data) return html`<${Pending} loaded=${run} what="run" back=${[to("runs"), "Runs"]} />`;
+    const data = run.data;
     const open = callbacks.data ?? NOBODY;
     return html`<${Head} title=${data.workflow_name} back=${[to("runs"), "Runs"]}>
         <${RunActions} run=${data} definition=${definition.newest} changed=${reload} /></${Head}>
+        <${Problem} error=${run.error ?? callbacks.error} retry=${reload} />
         <${Words} run=${data} callbacks=${open} rows=${rows} connected=${live.connected} isOpen=${isOpen} />
         ${data.error_message && html`<div class="problem"><strong>${data.error_message}</strong>${data.error_code
             && html`<div class="faint">${data.error_code}</div>`}</div>`}
@@ -100,19 +93,19 @@ function View({ tab, run, rows, states: known, definition, chosen, choose, live,
     }
 }
 
-/** The version that the run executes, and the newest one, which a retry takes. @param {any} run @param {any[] | undefined} attempts */
-function useDefinition(run, attempts) {
-    const id = run?.workflow_definition_id ?? run?.workflow_id ?? null;
-    const versions = useGet(id ? "/workflows/{workflow_id}/versions" : null, { path: { workflow_id: id ?? "" }, query: { page_size: 100 } });
-    const items = versions.data?.items;
-    const shown = useMemo(() => (items && attempts ? versionOf(run, attempts, items) : null), [items, attempts]);
-    return { data: shown, loading: versions.loading || !attempts, newest: items?.[0] ?? null };
+/** The version that the run executes, and the newest one, which a retry takes. @param {any} run */
+function useDefinition(run) {
+    const id = can("workflows:read") ? run?.workflow_definition_id ?? run?.workflow_id ?? "" : "";
+    const version = run?.workflow_version ?? "";
+    const shown = useGet(id && version !== "" ? "/workflows/{workflow_id}/versions/{version}" : null, { path: { workflow_id: id, version: String(version) } });
+    const newest = useGet(id && allows(run, "retry") ? "/workflows/{workflow_id}" : null, { path: { workflow_id: id } });
+    return { data: shown.data, loading: shown.loading, newest: newest.data };
 }
 
 /** Entries of the log as they come, while the run is open. @param {string} runId @param {boolean} isOpen @param {() => void} changed */
 function useLive(runId, isOpen, changed) {
     const [connected, setConnected] = useState(false);
-    const [deltas, setDeltas] = useState(/** @type {Record<string, string>} */ ({}));
+    const [deltas, setDeltas] = useState(NOBODY);
     const listeners = useRef(/** @type {Set<(entry: any) => void>} */ (new Set()));
     const latest = useRef(changed);
     latest.current = changed;
@@ -142,12 +135,13 @@ function useLive(runId, isOpen, changed) {
                     state: setConnected,
                     entry: (entry) => {
                         for (const listener of listeners.current) listener(entry);
+                        if (ENDS.includes(entry.kind)) setDeltas((before) => before.filter((one) => one.attempt !== entry.attempt_id));
                         later();
                     },
-                    delta: (delta) => setDeltas((/** @type {Record<string, string>} */ before) => ({ ...before, [delta.attempt_id]:
-                        ((delta.append ? before[delta.attempt_id] ?? "" : "") + (delta.text ?? "")).slice(-16_384) })),
+                    delta: (delta) => setDeltas((before) => withDelta(before, delta)),
                     end: () => {
                         setFollows(false);
+                        setDeltas(NOBODY);
                         latest.current();
                     },
                 });
@@ -160,7 +154,7 @@ function useLive(runId, isOpen, changed) {
             setConnected(false);
         };
     }, [runId, follows]);
-    return { connected, deltas, listeners: listeners.current, address: address("/runs/{run_id}/events", { path: { run_id: runId } }) };
+    return { connected, deltas, listeners: listeners.current };
 }
 
 /** @param {{ run: any, callbacks: any[], rows: any[], connected: boolean, isOpen: boolean }} props */
@@ -173,6 +167,7 @@ function Words({ run, callbacks, rows, connected, isOpen }) {
         <p class="sr" aria-live="polite">${`The run is ${paused ? "paused" : run.status.toLowerCase()}`}</p>
         <${Facts} items=${[["Run", html`<span class="mono">${run.id}</span>`], ["Created", html`<${Time} at=${run.created_at} absolute />`],
             ["Duration", took(run, moment)], ["Started by", run.triggered_by ?? "–"], ["Priority", run.priority],
+            ["Version", run.workflow_version ?? "–"],
             ...(run.trigger ? [["Trigger", html`<a href=${to("triggers", run.trigger.id)}>${run.trigger.kind}</a> due <${Time} at=${run.trigger.at} absolute />`]] : []),
             ...(run.flow_control ? [["Flow control", html`${run.flow_control.stage}: ${run.flow_control.state}${run.flow_control.key === null ? "" : html` for <span class="mono">${run.flow_control.key}</span>`}`]] : []),
             ...(run.waiting?.due_at ? [["Goes on", html`<${Time} at=${run.waiting.due_at} absolute />`]] : []),

@@ -1,11 +1,11 @@
 import { html, use, useEffect, useRef, useState } from "../parts/runtime.js";
-import { api, call } from "../parts/api.js";
-import { Filter, Pager, Table, usePage, valueOf } from "../parts/list.js";
+import { api } from "../parts/api.js";
+import { Between, Filter, Pager, Table, usePage, valueOf } from "../parts/list.js";
+import { pages, useEvery } from "../parts/load.js";
 import { allows, cell, COLUMNS, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, STATUSES, toCsv, toJson, took }
     from "../parts/run-list.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { columns as lastColumns, now } from "../parts/settings.js";
-import { fromField, toField } from "../parts/time.js";
 import { ACTIONS, AllOfFilter, Bulk } from "./bulk.js";
 import { SavedViews } from "./saved.js";
 import { Action, Dialog, download, Empty, Head, Loading, Problem, say, Status, Time, words } from "../parts/ui.js";
@@ -32,7 +32,7 @@ export function Runs() {
         const given = query.get("cols");
         if (given) lastColumns.value = given;
     }, [query.get("cols")]);
-    const fresh = useLive(loaded, asked, !query.get("cursor") && !filters["sort_by"] && filters["sort_order"] !== "asc");
+    const fresh = useLive(loaded, asked, !query.get("cursor") && (filters["sort_by"] ?? "created_at") === "created_at" && filters["sort_order"] !== "asc");
     const items = loaded.data?.items ?? [];
     const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
     const all = items.length > 0 && items.every((/** @type {any} */ run) => chosen.has(run.id));
@@ -40,7 +40,7 @@ export function Runs() {
     const picked = items.filter((/** @type {any} */ run) => chosen.has(run.id));
     return html`<${Head} title="Runs">
         ${picked.length === 2 && html`<a class="button" href=${`${to("compare")}?a=${picked[0].id}&b=${picked[1].id}`}>Compare</a>`}
-        <${SavedViews} /><button type="button" class="quiet" onClick=${() => setChoosing(true)}>Columns</button>
+        <${SavedViews} columns=${columns} /><button type="button" class="quiet" onClick=${() => setChoosing(true)}>Columns</button>
         <button type="button" class="quiet" onClick=${() => setExporting(true)}>Export</button>
         <${Action} kind="quiet" permission="runs:write" onClick=${() => setActing(true)}>Act on all</${Action}></${Head}>
         <${Filters} filters=${filters} change=${change} />
@@ -74,27 +74,26 @@ function useLive(loaded, query, isNewest) {
     const [fresh, setFresh] = useState(0);
     const data = loaded.data;
     useEffect(() => setFresh(0), [JSON.stringify(data?.items?.[0]?.id ?? null), JSON.stringify(query)]);
-    useEffect(() => {
-        if (!isNewest || !data) return undefined;
-        const abort = new AbortController();
-        const look = async () => {
-            if (document.hidden) return;
-            try {
-                const latest = await api("GET", "/runs", { query, quiet: true, signal: abort.signal });
-                const compared = compareRows(data.items, latest.items);
-                setFresh(compared.fresh);
-                if (JSON.stringify(compared.rows) !== JSON.stringify(data.items)) loaded.set({ ...data, items: compared.rows });
-            } catch (error) {
-                // The next look says whether it is over; what is shown stays.
-                if (!abort.signal.aborted) console.warn(words(error));
-            }
-        };
-        const timer = setInterval(look, LOOK_MS);
-        return () => {
-            clearInterval(timer);
-            abort.abort();
-        };
-    }, [isNewest, data, JSON.stringify(query)]);
+    const shown = useRef(data);
+    shown.current = data;
+    const isLooking = useRef(false);
+    useEvery(isNewest && Boolean(data), LOOK_MS, async () => {
+        if (isLooking.current) return;
+        isLooking.current = true;
+        try {
+            const latest = await api("GET", "/runs", { query, quiet: true });
+            // Something else was read meanwhile, or the screen was left.
+            if (shown.current !== data) return;
+            const compared = compareRows(data.items, latest.items);
+            setFresh(compared.fresh);
+            if (JSON.stringify(compared.rows) !== JSON.stringify(data.items)) loaded.set({ ...data, items: compared.rows });
+        } catch (error) {
+            // The next look says whether it is over; what is shown stays.
+            console.warn(words(error));
+        } finally {
+            isLooking.current = false;
+        }
+    });
     return fresh;
 }
 
@@ -114,10 +113,7 @@ function Filters({ filters, change }) {
             ${STATUSES.map((status) => html`<button type="button" key=${status} class="chip" aria-pressed=${chosen.has(status)}
                 onClick=${() => flip(status)}><${Status} status=${status} /></button>`)}</div></div>
         <${Filter} name="triggered_by" label="Started by" value=${value("triggered_by")} change=${change("triggered_by")} />
-        <${Filter} name="created_after" label="Created after (UTC)" type="datetime-local" value=${toField(value("created_after"))}
-            change=${(/** @type {string} */ text) => change("created_after")(fromField(text))} />
-        <${Filter} name="created_before" label="Created before (UTC)" type="datetime-local" value=${toField(value("created_before"))}
-            change=${(/** @type {string} */ text) => change("created_before")(fromField(text))} />
+        <${Between} after=${value("created_after")} before=${value("created_before")} change=${change} />
         <${Filter} name="sort" label="Order" value=${`${value("sort_by") || "created_at"} ${value("sort_order") || "desc"}`}
             change=${(/** @type {string} */ text) => setQuery({ sort_by: text.split(" ")[0] ?? null, sort_order: text.split(" ")[1] ?? null, cursor: null })}
             options=${[["created_at desc", "newest first"], ["created_at asc", "oldest first"], ["updated_at desc", "last changed"],
@@ -162,7 +158,7 @@ export function shortId(id) {
 /** @param {{ filtered: boolean }} props */
 function NoRuns({ filtered }) {
     if (filtered) return html`<${Empty}>No run matches these filters.</${Empty}>`;
-    return html`<${Empty} command=${`curl -sS ${location.origin}/api/v1/workflow-names/NAME/execute -H 'Content-Type: application/json' -d '{"input_data": {}}'`}>
+    return html`<${Empty} path="/workflow-names/NAME/execute" body=${{ input_data: {} }}>
         There are no runs yet. Start one from <a href=${to("workflows")}>a workflow</a>, or from a shell:</${Empty}>`;
 }
 
@@ -204,20 +200,13 @@ function Export({ filters, columns, onClose }) {
     const stop = useRef(new AbortController());
     useEffect(() => () => stop.current.abort(), []);
     const collect = async (/** @type {string} */ format) => {
-        /** @type {any[]} */
-        const rows = [];
-        /** @type {string | null} */
-        let cursor = null;
-        do {
-            const { data } = await call("GET", "/runs",
-                { query: { ...filters, page_size: 100, cursor }, quiet: true, signal: stop.current.signal });
-            rows.push(...data.items);
-            cursor = data.next_cursor;
-            setCount(rows.length);
-        } while (cursor && rows.length < EXPORTED);
+        const { items: rows, isCut } = await pages(async (cursor, isFirst) => {
+            const page = await api("GET", "/runs", { query: { ...filters, page_size: 100, cursor }, quiet: !isFirst, signal: stop.current.signal });
+            return { items: page.items, next: page.next_cursor };
+        }, EXPORTED, setCount);
         download(`runs.${format}`, format === "csv" ? "text/csv" : "application/json",
             format === "csv" ? toCsv(rows, columns) : toJson(rows));
-        say(`${rows.length} runs exported${cursor ? "; there are more" : ""}`);
+        say(`${rows.length} runs exported${isCut ? "; there are more" : ""}`);
         onClose();
     };
     return html`<${Dialog} title="Export runs" onClose=${onClose}><p>All runs of these filters, at most ${EXPORTED.toLocaleString("en")}.

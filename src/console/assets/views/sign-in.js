@@ -3,13 +3,14 @@ import { ApiError } from "../parts/api.js";
 import { signIn } from "../parts/session.js";
 import { words } from "../parts/ui.js";
 
-export function SignIn() {
+/** @param {{ again?: boolean }} props */
+export function SignIn({ again }) {
     const [credential, setCredential] = useState("");
     const [problem, setProblem] = useState("");
     const [busy, setBusy] = useState(false);
     const field = useRef(/** @type {HTMLInputElement | null} */ (null));
     useEffect(() => {
-        document.title = "Sign in · workflow-api";
+        if (!again) document.title = "Sign in · workflow-api";
         field.current?.focus();
     }, []);
     const submit = async (/** @type {Event} */ event) => {
@@ -25,16 +26,17 @@ export function SignIn() {
             field.current?.focus();
         }
     };
-    return html`<main class="alone"><form class="card sign-in" onSubmit=${submit}>
-        <h1><svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7" /><path
-            d="M9 9h6v6H9zM17 17h6v6h-6zM15 12h5v5M12 15v5h5" /></svg>Sign in</h1>
+    return html`<form class=${again ? "sign-in" : "card sign-in"} onSubmit=${submit}>
+        ${!again && html`<h1><svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7" /><path
+            d="M9 9h6v6H9zM17 17h6v6h-6zM15 12h5v5M12 15v5h5" /></svg>Sign in</h1>`}
         <label for="credential">API key or token</label>
         <input id="credential" ref=${field} type="password" autocomplete="current-password" spellcheck=${false} value=${credential}
             aria-invalid=${problem ? "true" : "false"} aria-describedby="about"
             onInput=${(/** @type {any} */ event) => setCredential(event.target.value)} />
         ${problem && html`<p class="bad" role="alert">${problem}</p>`}
         <button type="submit" class="primary" disabled=${busy || !credential.trim()}>${busy ? "Signing in…" : "Sign in"}</button>
-        <p class="faint" id="about">It is exchanged for a session of this browser and not kept here. An administrator makes keys:</p>
-        <pre class="wrap" tabindex="0" aria-label="Command">workflow-api api-key --name me --role admin</pre>
-    </form></main>`;
+        <p class="faint" id="about">It is exchanged for a session of this browser and not kept here. ${again ? "What you have typed is still there."
+            : "An administrator makes keys:"}</p>
+        ${!again && html`<pre class="wrap" tabindex="0" aria-label="Command">workflow-api api-key --name me --role admin</pre>`}
+    </form>`;
 }

@@ -3,7 +3,7 @@ import { Table } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
 import { can, isOperator, needs, session } from "../parts/session.js";
 import { bytes, duration } from "../parts/time.js";
-import { prefix } from "../parts/api.js";
+import { prefix, root } from "../parts/api.js";
 import { Facts, Head, Problem, Time } from "../parts/ui.js";
 
 /** @type {Record<string, string>} */
@@ -17,7 +17,7 @@ export function System() {
     const good = ["connected", "current", "running"];
     return html`<${Head} title="System"><button type="button" onClick=${() => (health.reload(), storage.reload())}>Read again</button></${Head}>
         <${Facts} items=${[["Version", who?.version], ["State", health.data?.status?.replaceAll("_", " ") ?? "…"], ["Up for", health.data?.uptime_seconds === undefined ? "–" : duration(health.data.uptime_seconds * 1000)],
-            ["Service's time", html`<${Time} at=${health.data?.timestamp} absolute />`], ["API", html`<a href="/docs" target="_blank" rel="noreferrer">${prefix}</a>`]]} />
+            ["Service's time", html`<${Time} at=${health.data?.timestamp} absolute />`], ["API", html`<a href=${`${root}/docs`} target="_blank" rel="noreferrer">${prefix}</a>`]]} />
         <${Problem} error=${health.error} retry=${health.reload} />
         <ul class="tiles" aria-label="Parts">${Object.entries(parts).map(([name, part]) => html`<li key=${name} class="tile still"><span class=${`status ${good.includes(part.status) ? "s-COMPLETED" : "s-FAILED"}`}>
             <svg viewBox="0 0 12 12" aria-hidden="true"><path d=${good.includes(part.status) ? "M2 6.5 5 9.5 10 3" : "M3 3 9 9M9 3 3 9"} /></svg>${part.status}</span><strong>${name}</strong>

@@ -1,11 +1,10 @@
 // Dialogs of a trigger: fire, pause, backfill.
 import { html, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Finish } from "../parts/form.js";
+import { Choice, Finish, Line, Text } from "../parts/form.js";
 import { named } from "../parts/hooks.js";
-import { valueOf } from "../parts/list.js";
 import { go, to } from "../parts/router.js";
-import { fault } from "../parts/text.js";
+import { parsed } from "../parts/text.js";
 import { fromField } from "../parts/time.js";
 import { Action, Dialog, Json, Problem, say, Time } from "../parts/ui.js";
 
@@ -15,11 +14,7 @@ export function Fire({ trigger, onClose }) {
     const [shown, setShown] = useState(/** @type {any} */ (null));
     const [error, setError] = useState(/** @type {unknown} */ (null));
     const path = { trigger_id: trigger.id };
-    const body = () => {
-        const broken = members.trim() ? fault(members) : null;
-        if (broken) throw new Error(`Line ${broken.line}: ${broken.message}`);
-        return members.trim() ? { trigger: JSON.parse(members) } : {};
-    };
+    const body = () => (members.trim() ? { trigger: parsed(members) } : {});
     const look = async () => {
         setError(null);
         try {
@@ -34,8 +29,7 @@ export function Fire({ trigger, onClose }) {
         go(to("runs", run_id));
     };
     return html`<${Dialog} title=${`Fire ${trigger.name}`} onClose=${onClose} wide><p class="faint">A run starts now, once, also if the trigger is paused or another run of it is under way.</p>
-        <label for="members">Members that the input refers to <span class="faint">as JSON, such as {"body": {}}; empty: none</span></label>
-        <textarea id="members" class="mono" rows="4" spellcheck=${false} value=${members} onInput=${(/** @type {any} */ event) => setMembers(valueOf(event))}></textarea>
+        <${Text} id="members" label=${html`Members that the input refers to <span class="faint">as JSON, such as {"body": {}}; empty: none</span>`} rows=${4} value=${members} change=${setMembers} />
         <p><${Action} onClick=${look}>Preview</${Action}></p><${Problem} error=${error} />
         ${shown && html`<div role="status">${shown.reason ? html`<p class="bad"><strong>No run would start:</strong> ${shown.detail ?? named(shown.reason)}</p>` : html`<h3>Input of the run</h3><${Json} value=${shown.input} label="Input of the run" />`}</div>`}
         <${Finish} work=${fire} permission="runs:write" onClose=${onClose}>Fire</${Finish}></${Dialog}>`;
@@ -50,7 +44,7 @@ export function Pause({ trigger, onClose, done }) {
         done();
     };
     return html`<${Dialog} title=${`Pause ${trigger.name}`} onClose=${onClose}><p class="faint">What would be due meanwhile is not made up for. Runs under way continue.</p>
-        <label for="note">Note</label><input id="note" value=${note} maxlength="500" onInput=${(/** @type {any} */ event) => setNote(valueOf(event))} />
+        <${Line} id="note" label="Note" value=${note} maxlength="500" change=${setNote} />
         <${Finish} work=${work} permission="runs:write" onClose=${onClose}>Pause</${Finish}></${Dialog}>`;
 }
 
@@ -61,7 +55,7 @@ export function Backfill({ trigger, onClose }) {
     const [overlap, setOverlap] = useState("");
     const [force, setForce] = useState(false);
     const [counted, setCounted] = useState(/** @type {any} */ (null));
-    const change = (/** @type {(value: any) => void} */ set) => (/** @type {any} */ event) => (set(valueOf(event)), setCounted(null));
+    const change = (/** @type {(value: any) => void} */ set) => (/** @type {string} */ value) => (set(value), setCounted(null));
     const send = (/** @type {boolean} */ dry) => api("POST", "/triggers/{trigger_id}/backfills", { path: { trigger_id: trigger.id },
         body: { from: fromField(from), to: fromField(until), force, dry_run: dry, ...(overlap ? { overlap } : {}) } });
     const work = async () => {
@@ -70,10 +64,9 @@ export function Backfill({ trigger, onClose }) {
         say("The backfill has begun");
         onClose();
     };
-    return html`<${Dialog} title="Start runs of a range of time" onClose=${onClose}><label for="from">From (UTC, inclusive)</label><input id="from" type="datetime-local" value=${from} onInput=${change(setFrom)} />
-        <label for="until">To (UTC, exclusive)</label><input id="until" type="datetime-local" value=${until} onInput=${change(setUntil)} />
-        <label for="overlap">Runs</label><select id="overlap" value=${overlap} onChange=${change(setOverlap)}>${[["", "as the schedule has it"], ["allow", "as fast as possible"], ["buffer_all", "one after the other"]]
-            .map(([value, title]) => html`<option key=${value} value=${value} selected=${value === overlap}>${title}</option>`)}</select>
+    return html`<${Dialog} title="Start runs of a range of time" onClose=${onClose}><${Line} id="from" label="From (UTC, inclusive)" type="datetime-local" value=${from} change=${change(setFrom)} />
+        <${Line} id="until" label="To (UTC, exclusive)" type="datetime-local" value=${until} change=${change(setUntil)} />
+        <${Choice} id="overlap" label="Runs" value=${overlap} change=${change(setOverlap)} options=${[["", "as the schedule has it"], ["allow", "as fast as possible"], ["buffer_all", "one after the other"]]} />
         <label class="check"><input type="checkbox" checked=${force} onChange=${() => (setForce(!force), setCounted(null))} /> Also where there is a run</label>
         ${counted && html`<div role="status"><p><strong>${counted.total} ${counted.total === 1 ? "run" : "runs"} would start.</strong></p><ol class="times">${counted.first.map((/** @type {string} */ at) => html`<li key=${at}>
             <${Time} at=${at} absolute /></li>`)}</ol>${counted.total > counted.first.length && html`<p class="faint">… the last one at <${Time} at=${counted.last} absolute /></p>`}</div>`}

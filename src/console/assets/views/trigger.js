@@ -8,7 +8,7 @@ import { useEvery, useGet, useLoad } from "../parts/load.js";
 import { go, to } from "../parts/router.js";
 import { session } from "../parts/session.js";
 import { pretty } from "../parts/text.js";
-import { Action, Code, Facts, Head, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+import { Action, Code, Facts, Head, Json, Pending, Problem, say, Status, Time } from "../parts/ui.js";
 import { Backfill, Fire, Pause } from "./trigger-actions.js";
 import { EditTrigger, State } from "./triggers.js";
 
@@ -24,10 +24,8 @@ export function Trigger({ trigger_id: id }) {
     const [open, setOpen] = useState("");
     const [token, setToken] = useState(/** @type {any} */ (null));
     const [backfills, setBackfills] = useState(0);
-    // What is being edited is not read again meanwhile: its version is held against the one that was read.
     useEvery(Boolean(loaded.data?.data.enabled) && !open && !token, FIRING_MS, loaded.reload);
-    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the trigger" />`;
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="trigger" back=${[to("triggers"), "Triggers"]} />`;
     const { data: trigger, headers } = loaded.data;
     const tag = headers.get("etag");
     const close = () => setOpen("");
@@ -58,10 +56,11 @@ export function Trigger({ trigger_id: id }) {
             ["Priority", trigger.priority], ...Object.entries(trigger.counters).map(([name, count]) => [named(name), count]),
             ["Changed", html`<${Time} at=${trigger.updated_at} /> by ${trigger.updated_by}`], ...(trigger.enabled && trigger.note ? [["Note", trigger.note]] : []),
             ...Object.entries(trigger.labels)]} />
+        ${trigger.kafka && html`<${Reading} reading=${trigger.kafka} />`}
         ${trigger.webhook && html`<${Address} trigger=${trigger} rotate=${() => setOpen("rotate")} />`}
         <div class="columns"><section class="card"><h2>Next</h2>${trigger.next.length ? html`<ol class="times">${trigger.next.map((/** @type {string} */ at) => html`<li key=${at}>
                 <${Time} at=${at} absolute /> <span class="faint"><${Time} at=${at} /></span></li>`)}</ol>`
-            : html`<p class="faint">${trigger.enabled ? trigger.kind === "schedule" ? "It does not fire any more." : "When something is delivered." : "Not while it is paused."}</p>`}</section>
+            : html`<p class="faint">${trigger.enabled ? { schedule: "It does not fire any more.", kafka: "When a record arrives." }[/** @type {string} */ (trigger.kind)] ?? "When something is delivered." : "Not while it is paused."}</p>`}</section>
         <section class="card"><h2>Input of its runs</h2>${trigger.input ? html`<${Json} value=${trigger.input} label="Input" />` : html`<p class="faint">All that is known of the firing, as <code>trigger</code>.</p>`}
             <details><summary>Configuration</summary><${Code} text=${pretty(trigger.config)} label="Configuration" /></details></section></div>
         <h2>Last firings <a class="faint" href=${`${to("runs")}?trigger_id=${encodeURIComponent(id)}`}>all its runs</a></h2>
@@ -77,6 +76,12 @@ export function Trigger({ trigger_id: id }) {
         ${open === "rotate" && html`<${Sure} title="Make another token" text="The address with the token before does not work any more from now on." permission="runs:write" action="Make another token" work=${rotate} onClose=${close} />`}
         ${open === "delete" && html`<${Sure} title=${`Delete ${trigger.name}`} text="It does not fire any more. Its runs stay." permission="runs:write" action="Delete" work=${remove} onClose=${close} />`}
         ${token && html`<${Once} title=${`Address of ${trigger.name}`} items=${[["Address", token.url], ["Token", token.token]]} onClose=${() => setToken(null)} />`}`;
+}
+
+/** How its topic is read. @param {{ reading: any }} props */
+function Reading({ reading }) {
+    return html`${reading.error && html`<div class="problem" role="alert"><strong>The topic cannot be read: ${reading.error}</strong> <span class="faint">since <${Time} at=${reading.error_at} absolute /></span></div>`}
+        <${Facts} items=${[["Consumer group", html`<span class="mono">${reading.group_id}</span>`], ["Begun", html`<${Time} at=${reading.started_at} absolute />`]]} />`;
 }
 
 /** Where deliveries of others arrive, and what was refused there. @param {{ trigger: any, rotate: () => void }} props */

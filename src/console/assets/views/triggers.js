@@ -1,9 +1,9 @@
 // What starts runs without a client: the list, and the form of one.
 import { html, use, useEffect, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Form, Finish, Once, useForm } from "../parts/form.js";
+import { Choice, Form, Finish, Once, useForm } from "../parts/form.js";
 import { CONFIGS, named, TRIGGER, when } from "../parts/hooks.js";
-import { Filter, PagedTable, usePage, valueOf } from "../parts/list.js";
+import { Filter, PagedTable, usePage } from "../parts/list.js";
 import { each } from "../parts/load.js";
 import { go, place, setQuery, to } from "../parts/router.js";
 import { absolute } from "../parts/time.js";
@@ -28,7 +28,7 @@ export function Triggers() {
         <${Filter} name="enabled" label="State" value=${asked["enabled"]} change=${change("enabled")} options=${[["", "all"], ["true", "active"], ["false", "paused"]]} />
         <${Filter} name="workflow_name" label="Workflow" value=${asked["workflow_name"]} change=${change("workflow_name")} /></div>
         <${PagedTable} loaded=${loaded} label="Triggers" what="triggers" columns=${["Name", "State", "Kind", "When", "Workflow", "Last due", "Fired", "Failed to start", "Note"]}
-            empty=${html`<${Empty} command=${`curl -sS ${location.origin}/api/v1/triggers -H 'Content-Type: application/json' -d '{"name": "every-hour", "kind": "schedule", "workflow_name": "NAME", "config": {"cron": ["@hourly"]}}'`}>
+            empty=${html`<${Empty} path="/triggers" body=${{ name: "every-hour", kind: "schedule", workflow_name: "NAME", config: { cron: ["@hourly"] } }}>
                 ${Object.values(asked).some(Boolean) ? "No trigger matches these filters." : "Triggers start runs at times, or when other services deliver something. Make one here, or from a shell:"}</${Empty}>`}
             row=${(/** @type {any} */ trigger) => html`<tr data-row key=${trigger.id}><td><a class="clip" title=${trigger.name} href=${to("triggers", trigger.id)}>${trigger.name}</a></td><td><${State} trigger=${trigger} /></td>
                 <td>${trigger.kind}</td><td><span class="clip" title=${when(trigger)}>${when(trigger)}</span></td><td>${trigger.workflow_name}</td><td><${Time} at=${trigger.last_fired_at} /></td>
@@ -54,6 +54,8 @@ export function EditTrigger({ trigger, tag, onClose, done }) {
     const [kind, setKind] = useState(trigger?.kind ?? "schedule");
     const [made, setMade] = useState(/** @type {any} */ (null));
     const common = useForm(TRIGGER, given(trigger));
+    // That of the members that the form shows, though the trigger is read again meanwhile.
+    const [first] = useState(tag);
     if (made) {
         return html`<${Once} title=${`Address of ${made.name}`} items=${[["Address", made.url], ["Token", made.token]]} onClose=${() => done(made)}>
             <p class="faint">Whoever has the address can deliver${made.config.preset === "none" ? "" : ", if the delivery is signed"}.</p></${Once}>`;
@@ -63,7 +65,7 @@ export function EditTrigger({ trigger, tag, onClose, done }) {
         if (!members) return;
         try {
             const saved = trigger
-                ? await api("PUT", "/triggers/{trigger_id}", { path: { trigger_id: trigger.id }, body: { ...EMPTY, ...members, config }, headers: tag ? { "if-match": tag } : {} })
+                ? await api("PUT", "/triggers/{trigger_id}", { path: { trigger_id: trigger.id }, body: { ...EMPTY, ...members, config }, headers: first ? { "if-match": first } : {} })
                 : await api("POST", "/triggers", { body: { ...members, kind, config } });
             say(`${saved.name} is stored`);
             if (saved.token) setMade(saved);
@@ -74,8 +76,7 @@ export function EditTrigger({ trigger, tag, onClose, done }) {
         }
     };
     return html`<${Dialog} title=${trigger ? `Edit ${trigger.name}` : "New trigger"} onClose=${onClose} wide><${Form} form=${common} id="trigger" label="Trigger" />
-        ${!trigger && html`<label for="trigger-kind">Kind</label><select id="trigger-kind" value=${kind} onChange=${(/** @type {any} */ event) => setKind(valueOf(event))}>
-            ${KINDS.map((one) => html`<option key=${one} value=${one} selected=${one === kind}>${one}</option>`)}</select>`}
+        ${!trigger && html`<${Choice} id="trigger-kind" label="Kind" value=${kind} options=${KINDS.map((one) => [one, one])} change=${setKind} />`}
         <${Config} key=${kind} kind=${kind} initial=${trigger?.config ?? null} save=${save} onClose=${onClose} /></${Dialog}>`;
 }
 

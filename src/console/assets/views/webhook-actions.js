@@ -1,20 +1,13 @@
 // Dialogs of a webhook: test, enable, rotate the secret, recover.
 import { html, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Finish } from "../parts/form.js";
-import { valueOf } from "../parts/list.js";
+import { Choice, Finish, Line } from "../parts/form.js";
 import { useGet } from "../parts/load.js";
 import { fromField } from "../parts/time.js";
 import { Dialog, say } from "../parts/ui.js";
 import { Attempt } from "./delivery.js";
 
 const PING = "webhook.ping";
-
-/** @param {{ id: string, label: string, value: string, options: [string, string][], change: (value: string) => void }} props */
-function Choice({ id, label, value, options, change }) {
-    return html`<label for=${id}>${label}</label><select id=${id} value=${value} onChange=${(/** @type {any} */ event) => change(valueOf(event))}>
-        ${options.map(([name, title]) => html`<option key=${name} value=${name} selected=${name === value}>${title}</option>`)}</select>`;
-}
 
 /** @param {{ hook: any, onClose: () => void }} props */
 export function Test({ hook, onClose }) {
@@ -59,7 +52,7 @@ export function Recover({ hook, onClose, done }) {
     const [until, setUntil] = useState("");
     const [which, setWhich] = useState("failed");
     const [counted, setCounted] = useState(/** @type {any} */ (null));
-    const change = (/** @type {(value: string) => void} */ set) => (/** @type {any} */ event) => (set(valueOf(event)), setCounted(null));
+    const change = (/** @type {(value: string) => void} */ set) => (/** @type {string} */ value) => (set(value), setCounted(null));
     const send = (/** @type {boolean} */ dry) => api("POST", "/webhooks/{webhook_id}/recover", { path: { webhook_id: hook.id },
         body: { since: fromField(since), which, dry_run: dry, ...(until ? { until: fromField(until) } : {}) } });
     const work = async () => {
@@ -69,9 +62,9 @@ export function Recover({ hook, onClose, done }) {
         done();
     };
     const many = counted && `${counted.is_exact ? "" : "more than "}${counted.deliveries}`;
-    return html`<${Dialog} title="Send deliveries again" onClose=${onClose}><label for="since">Events since (UTC)</label><input id="since" type="datetime-local" value=${since} onInput=${change(setSince)} />
-        <label for="before">Before (UTC) <span class="faint">empty: now</span></label><input id="before" type="datetime-local" value=${until} onInput=${change(setUntil)} />
-        <${Choice} id="which" label="What" value=${which} change=${(/** @type {string} */ value) => (setWhich(value), setCounted(null))} options=${[["failed", "what has failed"], ["missing", "what was never sent"], ["all", "all events"]]} />
+    return html`<${Dialog} title="Send deliveries again" onClose=${onClose}><${Line} id="since" label="Events since (UTC)" type="datetime-local" value=${since} change=${change(setSince)} />
+        <${Line} id="before" label=${html`Before (UTC) <span class="faint">empty: now</span>`} type="datetime-local" value=${until} change=${change(setUntil)} />
+        <${Choice} id="which" label="What" value=${which} change=${change(setWhich)} options=${[["failed", "what has failed"], ["missing", "what was never sent"], ["all", "all events"]]} />
         <div role="status">${counted && html`<p><strong>${many} ${counted.deliveries === 1 ? "delivery" : "deliveries"} would be sent again.</strong></p>`}</div>
         <${Finish} work=${work} permission="webhooks:write" disabled=${!since || counted?.deliveries === 0} onClose=${onClose}>${counted ? `Send ${many}` : "Count them"}</${Finish}></${Dialog}>`;
 }

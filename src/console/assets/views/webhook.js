@@ -7,7 +7,7 @@ import { Filter, PagedTable, Table, usePage } from "../parts/list.js";
 import { useEvery, useLoad } from "../parts/load.js";
 import { go, place, setQuery, to } from "../parts/router.js";
 import { session } from "../parts/session.js";
-import { Action, Facts, Head, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+import { Action, Facts, Head, Pending, say, Status, Time } from "../parts/ui.js";
 import { Enable, Recover, Rotate, Test } from "./webhook-actions.js";
 import { EditWebhook, Health } from "./webhooks.js";
 
@@ -27,8 +27,7 @@ export function Webhook({ webhook_id: id }) {
     const [turn, setTurn] = useState(0);
     const recovers = Boolean(loaded.data?.data.recoveries.some((/** @type {any} */ one) => !one.is_ended));
     useEvery(!open && recovers, LOOK_MS, loaded.reload);
-    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the webhook" />`;
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="webhook" back=${[to("webhooks"), "Webhooks"]} />`;
     const { data: hook, headers } = loaded.data;
     const tag = headers.get("etag");
     const close = () => setOpen("");

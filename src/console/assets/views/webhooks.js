@@ -12,7 +12,7 @@ export function Webhooks() {
     const [making, setMaking] = useState(false);
     return html`<${Head} title="Webhooks"><${Action} kind="primary" permission="webhooks:write" onClick=${() => setMaking(true)}>New webhook</${Action}></${Head}>
         <${PagedTable} loaded=${loaded} label="Webhooks" what="webhooks" columns=${["Name", "Health", "Events", "Address", "Failures", "Failing since", "Last success", "Changed"]}
-            empty=${html`<${Empty} command=${`curl -sS ${location.origin}/api/v1/webhooks -H 'Content-Type: application/json' -d '{"name": "first", "url": "http://127.0.0.1:9010/hooks", "event_types": ["run.*"]}'`}>
+            empty=${html`<${Empty} path="/webhooks" body=${{ name: "first", url: "http://127.0.0.1:9010/hooks", event_types: ["run.*"] }}>
                 Webhooks tell other systems what happens to runs. Make one here, or from a shell:</${Empty}>`}
             row=${(/** @type {any} */ hook) => html`<tr data-row key=${hook.id}><td><a class="clip" title=${hook.name} href=${to("webhooks", hook.id)}>${hook.name}</a></td><td><${Health} hook=${hook} /></td>
                 <td><span class="clip" title=${hook.event_types.join(", ")}>${hook.event_types.join(", ")}</span></td><td><span class="clip mono" title=${hook.url}>${hook.url}</span></td>
@@ -33,13 +33,14 @@ const given = (hook) => hook && Object.fromEntries(Object.keys(WEBHOOK.propertie
 /** @param {{ hook: any, tag: string | null, onClose: () => void, done: (hook: any) => void }} props */
 export function EditWebhook({ hook, tag, onClose, done }) {
     const form = useForm(hook ? WEBHOOK : NEW_WEBHOOK, given(hook));
+    const [first] = useState(tag);
     const [made, setMade] = useState(/** @type {any} */ (null));
     if (made) return html`<${Once} title=${`Secret of ${made.name}`} items=${[["Secret", made.secret]]} onClose=${() => done(made)}><p class="faint">The receiver verifies with it that a delivery is from here.</p></${Once}>`;
     const work = async () => {
         const body = form.read();
         if (!body) return;
         if (hook) {
-            const saved = await api("PUT", "/webhooks/{webhook_id}", { path: { webhook_id: hook.id }, body: { ...body, enabled: hook.enabled }, headers: tag ? { "if-match": tag } : {} });
+            const saved = await api("PUT", "/webhooks/{webhook_id}", { path: { webhook_id: hook.id }, body: { ...body, enabled: hook.enabled }, headers: first ? { "if-match": first } : {} });
             say(`${saved.name} is stored`);
             return done(saved);
         }

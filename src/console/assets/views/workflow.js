@@ -1,14 +1,15 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api, call } from "../parts/api.js";
 import { Graph } from "../parts/graph.js";
+import { Choice, Sure } from "../parts/form.js";
 import { limitWords } from "../parts/hooks.js";
 import { InputForm, useInput } from "../parts/input.js";
-import { PagedTable, Pager, Table, usePage, valueOf } from "../parts/list.js";
+import { PagedTable, Pager, Table, usePage } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
 import { go, place, setQuery, to } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
 import { can, session } from "../parts/session.js";
-import { Action, Dialog, download, Facts, Head, Json, Loading, Problem, say, Status, Tabs, Time } from "../parts/ui.js";
+import { Action, download, Facts, Head, Json, Loading, Pending, Problem, say, Status, tabOf, Tabs, Time } from "../parts/ui.js";
 import { Difference } from "./compare.js";
 
 /** @type {[string, string][]} */
@@ -20,9 +21,8 @@ export function Workflow({ workflow_id: id }) {
     use(session);
     const loaded = useGet("/workflows/{workflow_id}", { path: { workflow_id: id } });
     const [removing, setRemoving] = useState(false);
-    const tab = query.get("tab") ?? "graph";
-    if (loaded.error && !loaded.data) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
-    if (!loaded.data) return html`<${Loading} what="the workflow" />`;
+    const tab = tabOf(TABS, query);
+    if (!loaded.data) return html`<${Pending} loaded=${loaded} what="workflow" back=${[to("workflows"), "Workflows"]} />`;
     const item = loaded.data;
     return html`<${Head} title=${item.name} back=${[to("workflows"), "Workflows"]}>
             <${Action} kind="primary" permission="runs:write" onClick=${() => setQuery({ tab: "run" })}>Run</${Action}>
@@ -96,8 +96,8 @@ function Start({ item }) {
         }
     };
     return html`<div class="narrow"><${InputForm} state=${state} problems=${problems} id="start" />
-        <label for="priority">Priority</label><select id="priority" value=${priority} onChange=${(/** @type {any} */ event) => setPriority(valueOf(event))}>
-            ${Array.from({ length: 10 }, (_, number) => html`<option key=${number} value=${number} selected=${String(number) === priority}>${number}${number === 5 ? " (normal)" : number === 9 ? " (first)" : ""}</option>`)}</select>
+        <${Choice} id="priority" label="Priority" value=${priority} change=${setPriority}
+            options=${Array.from({ length: 10 }, (_, number) => [String(number), `${number}${number === 5 ? " (normal)" : number === 9 ? " (first)" : ""}`])} />
         <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${start}>Start the run</${Action}></div></div>`;
 }
 
@@ -165,7 +165,5 @@ function Remove({ item, onClose }) {
         say(`${item.name} is deleted`);
         go(to("workflows"));
     };
-    return html`<${Dialog} title=${`Delete ${item.name}`} onClose=${onClose}><p>No further run of it can start. Its runs stay.</p>
-        <div class="buttons"><${Action} kind="danger" permission="workflows:write" onClick=${work}>Delete</${Action}>
-        <button type="button" onClick=${onClose}>Keep it</button></div></${Dialog}>`;
+    return html`<${Sure} title=${`Delete ${item.name}`} text="No further run of it can start. Its runs stay." permission="workflows:write" action="Delete" work=${work} onClose=${onClose} />`;
 }

@@ -22,7 +22,7 @@ export function Workflows() {
     const names = items.map((/** @type {any} */ item) => item.name);
     const strips = useLoad(async (signal) => {
         if (!can("runs:read")) return new Map();
-        const pages = await each(names, 4, (/** @type {string} */ name) => api("GET", "/runs", { query: { name, page_size: STRIP }, signal, quiet: true }));
+        const pages = await each(names, 4, (/** @type {string} */ name) => api("GET", "/runs", { query: { name, page_size: STRIP }, signal, quiet: name !== names[0] }));
         return new Map(pages.map((page, index) => [names[index], page.items]));
     }, [names]);
     return html`<${Head} title="Workflows"><${Action} kind="primary" permission="workflows:write" onClick=${() => go(to("workflows", "new"))}>
@@ -32,7 +32,7 @@ export function Workflows() {
         <${Filter} name="status" label="Status" value=${status} change=${(/** @type {string} */ value) => setQuery({ status: value, cursor: null })}
             options=${[["active", "active"], ["inactive", "inactive"], ["all", "all"]]} /></div>
         <${PagedTable} loaded=${{ ...loaded, data: loaded.data && { ...loaded.data, items } }} label="Workflows" what="versions" columns=${["Name", "Version", "Last runs", `Success of ${STRIP}`, "p95", "Changed", "Description"]}
-            empty=${html`<${Empty} command=${`curl -sS -X PUT ${location.origin}/api/v1/workflow-names/hello -H 'Content-Type: application/json' -d '{"start_step": "a", "steps": {"a": {"id": "a", "agent_name": "AGENT", "input_mapping": {}}}}'`}>
+            empty=${html`<${Empty} method="PUT" path="/workflow-names/hello" body=${{ start_step: "a", steps: { a: { id: "a", agent_name: "AGENT", input_mapping: {} } } }}>
                 There are no workflows here. Make one in <a href=${to("workflows", "new")}>the editor</a>, or from a shell:</${Empty}>`}
             row=${(/** @type {any} */ item) => html`<${Row} key=${item.id} item=${item} runs=${strips.data?.get(item.name)} />`} />`;
 }

@@ -1,0 +1,161 @@
+// What is sent is what was meant: forms, the inbox, retries from a step; browser.test.js runs them.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+/** @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, made: any }} context
+ * @param {(path: string) => Promise<void>} at */
+export function formJourneys(context, at) {
+    /** The bodies of requests to an address while `work` is done. @param {import("./page.js").Page} page @param {RegExp} address @param {() => Promise<void>} work */
+    const sent = async (page, address, work) => {
+        /** @type {any[]} */
+        const bodies = [];
+        const stop = page.browser.on("Network.requestWillBeSent", ({ request }) => {
+            if (request.postData && address.test(request.url)) bodies.push(JSON.parse(request.postData));
+        });
+        await work();
+        stop();
+        return bodies;
+    };
+    const inside = (words) => `[...document.querySelectorAll('section.waiting')].find((one) => one.innerText.includes('${words}'))`;
+
+    test("a run is retried from a step that failed before it began, by the form, and members outside of the form stay", async () => {
+        const { page, service, made } = context();
+        const run = made.runs.partial;
+        await at(`/console/runs/${run.id}?step=mail`);
+        await page.reads("This step has not begun");
+        await page.press("Retry from here");
+        await page.reads("Everything from mail is repeated");
+        await page.browser.evaluate("$field('With another input').click()");
+        await page.fill("order", "A-2");
+        await page.press("As JSON");
+        await page.browser.until("$field('Input').value.includes('outside')", "the members outside of the form");
+        await page.press("As a form");
+        await page.fill("address", "ann");
+        const [body] = await sent(page, /\/retry$/, async () => {
+            await page.press("Retry", "dialog button");
+            await page.browser.until("document.querySelector('.run-words .status')?.innerText.includes('completed')", "the end of the run");
+        });
+        const input = { order: "A-2", address: "ann", outside: { kept: true } };
+        assert.deepEqual(body, { input_data: input, resume_from_step: "mail" });
+        assert.deepEqual((await service.call("GET", `/runs/${run.id}`)).input_data, input);
+        const steps = await service.call("GET", `/runs/${run.id}/steps`);
+        assert.equal(steps.filter((one) => one.step_id === "read").length, 1, "a step before it was repeated");
+    });
+
+    test("a run is drawn with the version that it has executed, though there is a newer one", async () => {
+        const { page, service } = context();
+        const plan = (id) => ({ start_step: id, steps: { [id]: { id, agent_name: "demo-upper", input_mapping: { text: "x" } } } });
+        await service.call("PUT", "/workflow-names/versioned", plan("first"));
+        const run = await service.run("versioned", {});
+        await service.call("PUT", "/workflow-names/versioned", plan("second"));
+        await at(`/console/runs/${run.id}`);
+        await page.sees(".box");
+        assert.deepEqual(await page.browser.evaluate("[...document.querySelectorAll('.box')].map((box) => box.dataset.step)"), ["first"]);
+        assert.match(await page.browser.evaluate("document.querySelector('.facts').innerText"), /Version\s+1/);
+        await page.go("/console/runs?name=versioned&cols=run,version");
+        await page.browser.until("document.querySelector('tr[data-row] td:last-child')?.innerText === '1'", "the version in the list");
+    });
+
+    test("an answer in the inbox leaves alone what was typed in others, and the history says who has answered", async () => {
+        const { page, service, made } = context();
+        await at("/console/approvals");
+        const [one, other] = made.inbox.map((run) => inside(run.id));
+        await page.browser.until(`Boolean(${one} && ${other})`, "both approvals");
+        const ids = await page.browser.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)");
+        assert.equal(new Set(ids).size, ids.length, "ids are there twice");
+        for (const [section, words] of [[one, "of the first"], [other, "of the second"]]) {
+            await page.browser.evaluate(`(() => { const field = ${section}.querySelector("input"); field.value = "${words}"; field.dispatchEvent(new Event("input", { bubbles: true })); })()`);
+        }
+        await page.browser.evaluate(`[...${one}.querySelectorAll("button")].find((button) => button.innerText === "Reject").click()`);
+        await page.browser.until(`!${one}`, "the answer");
+        assert.equal(await page.browser.evaluate(`${other}.querySelector("input").value`), "of the second");
+        // One that comes meanwhile appears by itself.
+        const late = await service.call("POST", "/workflow-names/inbox/execute", { input_data: {} });
+        await page.browser.until(`Boolean(${inside(late.id)})`, "the new approval");
+        assert.equal(await page.browser.evaluate(`${other}.querySelector("input").value`), "of the second");
+        await page.press("Answered");
+        await page.reads("of the first");
+        const row = await page.browser.evaluate("[...document.querySelectorAll('tr[data-row]')].find((row) => row.innerText.includes('of the first')).innerText");
+        assert.match(row, /inbox[\s\S]*approve[\s\S]*rejected/);
+        await page.go("/console");
+        await page.reads("answers are waited for");
+    });
+
+    test("a quota that is no number is refused, and only what was changed is sent", async () => {
+        const { page, service } = context();
+        await service.call("POST", "/organizations", { id: "limited", name: "Limited", quotas: { agents: 5, workflows: 6 } });
+        await at("/console/organisations/limited");
+        await page.press("Edit");
+        await page.fill("Agents", "1 000");
+        await page.press("Store");
+        await page.browser.until("document.querySelector('dialog .problem')?.innerText.includes('quotas.agents')", "what is wrong");
+        await page.fill("Agents", "7");
+        const [body] = await sent(page, /organizations\/limited$/, async () => {
+            await page.press("Store");
+            await page.browser.until("!document.querySelector('dialog')", "the end of the dialog");
+        });
+        assert.deepEqual(body, { quotas: { agents: 7 } });
+        const { quotas } = await service.call("GET", "/organizations/limited");
+        assert.deepEqual([quotas.agents, quotas.workflows], [7, 6]);
+        page.browser.complaints.splice(0);
+    });
+
+    test("what is deleted of an agent's settings is removed, and the copied command has the version that it changed", async () => {
+        const { page, service } = context();
+        const agent = await service.call("POST", "/agents", { name: "described", url: `${service.demo}/upper`, description: "to be removed", circuit_breaker_config: { failure_threshold: 3 } });
+        await at(`/console/agents/${agent.id}`);
+        await page.press("Edit");
+        const settings = JSON.parse(await page.browser.evaluate("$field('Other members').value"));
+        assert.equal(settings.description, "to be removed");
+        const { description, circuit_breaker_config, ...rest } = settings;
+        await page.fill("Other members", JSON.stringify(rest));
+        await page.press("Store");
+        await page.browser.until("!document.querySelector('dialog') && !document.body.innerText.includes('to be removed')", "the change");
+        const stored = await service.call("GET", `/agents/${agent.id}`);
+        assert.deepEqual([stored.description, stored.timeout_ms], [null, agent.timeout_ms]);
+        await page.press("API");
+        const commands = await page.browser.evaluate("[...document.querySelectorAll('dialog pre')].map((one) => one.innerText)");
+        assert.ok(commands.some((one) => one.includes("-X PUT") && /-H 'if-match: "[^']+'/.test(one)), commands.join("\n"));
+        await page.press("Close");
+    });
+
+    test("a name in the editor that a workflow cannot have is not ignored", async () => {
+        const { page, made } = context();
+        await at(`/console/workflows/${made.order.id}/edit`);
+        await page.browser.until("document.querySelector('.lines textarea')?.value.includes('order')", "the definition");
+        const text = await page.browser.evaluate("document.querySelector('.lines textarea').value");
+        await page.fill("Definition as JSON", text.replace('"name": "order"', '"name": "another"'));
+        await page.reads("The definition is valid");
+        await page.press("Store");
+        await page.reads("A workflow keeps its name, which is order");
+        await page.fill("Definition as JSON", text);
+    });
+
+    test("a tab that there is not is the first one, and what is not found has a heading", async () => {
+        const { page, made } = context();
+        await at(`/console/runs/${made.runs.order.id}?tab=nonsense`);
+        await page.browser.until("document.querySelector('[role=tab][aria-selected=true]')?.innerText === 'Graph'", "the first tab");
+        for (const path of ["runs/run-nothing", "workflows/nothing", "agents/nothing", "triggers/nothing", "webhooks/nothing", "webhooks/nothing/deliveries/nothing", "organisations/nothing"]) {
+            await page.go(`/console/${path}`);
+            await page.browser.until("document.querySelector('main .problem') && document.querySelector('main h1')", `the heading of ${path}`);
+        }
+        page.browser.complaints.splice(0);
+    });
+
+    test("an export that is given up says nothing", async () => {
+        const { page } = context();
+        await at("/console/runs");
+        await page.press("Export");
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: "*page_size=100*", requestStage: "Response" }] });
+        const paused = page.browser.next("Fetch.requestPaused");
+        await page.press("CSV", "dialog button");
+        await paused;
+        await page.press("Close");
+        await page.browser.until("!document.querySelector('dialog')", "the end of the dialog");
+        await page.browser.call("Fetch.disable");
+        await page.press("Keyboard help");
+        await page.sees("dialog[open]");
+        assert.equal(await page.browser.evaluate("document.querySelector('.said').innerText"), "");
+        await page.press("Close");
+    });
+}

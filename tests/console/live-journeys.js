@@ -1,0 +1,209 @@
+// What stays while things change: the keyboard's place, what was typed, streams, sessions; browser.test.js runs them.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+/** @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, made: any }} context
+ * @param {(path: string) => Promise<void>} at */
+export function liveJourneys(context, at) {
+    const focused = "document.activeElement";
+    const ends = (words) => `document.querySelector('.run-words .status')?.innerText.includes('${words}')`;
+    /** Whether the page is seen, as the browser would tell it. @param {boolean} hidden */
+    const hide = (hidden) => `window.$hidden = ${hidden}; Object.defineProperty(document, "hidden", { configurable: true, get: () => window.$hidden });
+        document.dispatchEvent(new Event("visibilitychange"))`;
+    const streams = "window.$streams.size";
+    const answer = async (service, run, body = { approved: true }) => {
+        const [callback] = await service.call("GET", `/runs/${run.id}/callbacks`);
+        await service.call("POST", `/callbacks/${callback.url.split("/").pop()}`, body);
+    };
+
+    test("the first link leads to the content, and a dialog gives the keyboard back", async () => {
+        const { page } = context();
+        await at("/console/keys");
+        await page.browser.evaluate("document.querySelector('.skip').focus()");
+        await page.browser.press("Enter");
+        await page.browser.until(`${focused}.id === 'main'`, "the keyboard at the content");
+        await page.press("New key");
+        await page.sees("dialog[open]");
+        await page.browser.press("Escape");
+        await page.browser.until(`!document.querySelector("dialog") && ${focused}.innerText === 'New key'`, "the keyboard at the button");
+        // What has the keyboard is not below the bar at the top.
+        assert.equal(await page.browser.evaluate("parseInt(getComputedStyle(document.documentElement).scrollPaddingTop) >= document.querySelector('.top').offsetHeight"), true);
+    });
+
+    test("single keys can be switched off, and stay off", async () => {
+        const { page } = context();
+        await at("/console/system");
+        await page.press("Keyboard help");
+        await page.browser.evaluate("$field('Single keys do this').click()");
+        await page.browser.press("Escape");
+        await page.go("/console/system");
+        await page.sees("main h1");
+        for (const key of ["g", "r", "?"]) await page.browser.press(key);
+        assert.equal(await page.browser.evaluate("location.pathname.endsWith('/system') && !document.querySelector('dialog')"), true);
+        await page.press("Keyboard help");
+        await page.browser.evaluate("$field('Single keys do this').click()");
+        await page.browser.press("Escape");
+        for (const key of ["g", "r"]) await page.browser.press(key);
+        await page.browser.until("location.pathname.endsWith('/runs')", "the list of runs");
+    });
+
+    test("times are local or UTC, themes go round, and both are kept", async () => {
+        const { page, made } = context();
+        await page.browser.call("Emulation.setTimezoneOverride", { timezoneId: "America/New_York" });
+        await at(`/console/runs/${made.runs.order.id}`);
+        const time = "document.querySelector('.facts time').innerText";
+        await page.press("Times in local time; change");
+        await page.browser.until(`${time}.endsWith('UTC')`, "times in UTC");
+        const utc = await page.browser.evaluate(time);
+        await page.go(`/console/runs/${made.runs.order.id}`);
+        await page.sees(".facts time");
+        assert.equal(await page.browser.evaluate(time), utc);
+        await page.press("Times in UTC; change");
+        await page.browser.until(`!${time}.includes('UTC')`, "local times");
+        assert.equal(new Date(`${(await page.browser.evaluate(time)).replace(" ", "T")}-05:00`).toISOString().slice(0, 19), utc.slice(0, 19).replace(" ", "T"));
+        await page.browser.call("Emulation.setTimezoneOverride", { timezoneId: "" });
+        const colour = "getComputedStyle(document.documentElement).colorScheme";
+        /** @type {string[]} */
+        const seen = [];
+        for (const theme of ["auto", "light", "dark"]) {
+            seen.push(await page.browser.evaluate(colour));
+            await page.press(`Theme ${theme}; change`);
+        }
+        assert.deepEqual(seen, ["light dark", "light", "dark"]);
+        assert.equal(await page.browser.evaluate(colour), "light dark");
+    });
+
+    test("a drawing that is drawn again keeps the keyboard at its step, and is told in words", async () => {
+        const { page, made } = context();
+        await at(`/console/runs/${made.runs.holding.id}?tab=timeline`);
+        await page.sees(".track");
+        await page.browser.evaluate("window.$old = document.querySelector('.track'), window.$old.focus()");
+        await page.browser.until("!window.$old.isConnected", "the next drawing");
+        assert.equal(await page.browser.evaluate(`${focused}.getAttribute('data-step')`), "rest");
+        assert.match(await page.browser.evaluate("document.querySelector('.timeline svg').getAttribute('aria-label')"), /^Timeline: 1 steps in .*The table has the same as text/);
+        assert.match(await page.browser.evaluate("document.querySelector('.legend').innerText"), /pending|running/);
+        await page.go(`/console/runs/${made.runs.failing.id}`);
+        await page.sees(".box");
+        assert.match(await page.browser.evaluate("document.querySelector('.graph svg').getAttribute('aria-label')"), /1 steps: 1 failed/);
+        assert.equal(await page.browser.evaluate("document.querySelector('.run-head [aria-live=polite]').innerText"), "The run is failed");
+    });
+
+    test("a step's panel shows its attempt and the attempt's log as soon as they are there", async () => {
+        const { page, service } = context();
+        const run = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
+        await at(`/console/runs/${run.id}?step=pay`);
+        await page.reads("waiting for approval by admin");
+        await page.reads("This step has not begun");
+        await page.sees(".box");
+        await page.browser.evaluate("document.querySelector('.box').focus()");
+        await answer(service, run);
+        await page.browser.until("document.querySelector('.panel')?.innerText.includes('HTTP status')", "what the log has of the attempt");
+        await page.browser.until(ends("completed"), "the end of the run");
+        assert.equal(await page.browser.evaluate(`${focused}.getAttribute('data-step')`), "approve", "the keyboard is where it was");
+        assert.equal(await page.browser.evaluate("document.querySelector('.run-head [aria-live=polite]').innerText"), "The run is completed");
+    });
+
+    test("previews of an output appear in pieces and are gone when the output is there", async () => {
+        const { page, service } = context();
+        const run = await service.call("POST", "/workflow-names/spoken/execute", { input_data: { text: "all men are created equal" } });
+        await at(`/console/runs/${run.id}?step=say`);
+        await page.browser.until("document.querySelector('[aria-label=\"Preview of the output\"]')?.innerText.includes('ALL')", "the first piece");
+        await page.browser.until(`${ends("completed")} && !document.querySelector('[aria-label="Preview of the output"]')`, "the output");
+        await page.browser.until("document.querySelector('[aria-label=\"Output of attempt 1\"]')?.innerText.includes('ALL MEN ARE CREATED EQUAL')", "the output in the panel");
+    });
+
+    test("a page that nobody sees has no stream, and has missed nothing when it is seen again", async () => {
+        const { page, service } = context();
+        const run = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
+        await at(`/console/runs/${run.id}?tab=log`);
+        await page.browser.until(`document.querySelector('.live')?.innerText === 'live' && ${streams} === 1`, "the stream");
+        await page.browser.evaluate(hide(true));
+        assert.equal(await page.browser.evaluate(streams), 0);
+        await answer(service, run, { approved: false });
+        await page.browser.evaluate(hide(false));
+        await page.browser.until(ends("failed"), "the end of the run");
+        await page.browser.until(`document.querySelector('[role=log]').innerText.includes('Run failed') && ${streams} === 0`, "the last entry");
+    });
+
+    test("readings that are asked for in a burst are two: the one under way, and one more", async () => {
+        const { page } = context();
+        await at("/console/system");
+        const result = await page.browser.evaluate(`(async () => {
+            const base = document.querySelector("link[rel=stylesheet]").href.replace(/style\\.css$/, "parts/");
+            const [{ html, render }, { useLoad }] = await Promise.all([import(base + "runtime.js"), import(base + "load.js")]);
+            const reads = [];
+            let loaded;
+            const Reader = () => { loaded = useLoad((signal) => new Promise((resolve) => reads.push({ resolve, signal })), ["key"]); return html\`<p>\${loaded.data}</p>\`; };
+            const target = document.createElement("div");
+            const until = (look) => new Promise((resolve) => { const frame = () => (look() ? resolve() : requestAnimationFrame(frame)); frame(); });
+            render(html\`<\${Reader} />\`, target);
+            await until(() => reads.length === 1);
+            for (let turn = 0; turn < 20; turn++) loaded.reload();
+            const during = [reads.length, reads[0].signal.aborted];
+            reads[0].resolve("first");
+            await until(() => target.innerText === "first" && reads.length === 2);
+            reads[1].resolve("second");
+            await until(() => target.innerText === "second");
+            const after = reads.length;
+            loaded.reload();
+            await until(() => reads.length === 3);
+            render(null, target);
+            return { during, after, given: reads[2].signal.aborted };
+        })()`);
+        assert.deepEqual(result, { during: [1, false], after: 2, given: true });
+    });
+
+    test("when the session ends, what was typed stays until somebody has signed in again, and another person finds nothing of it", async () => {
+        const { page, service, made } = context();
+        await page.fresh();
+        await page.signIn(service.key, "/console/workflows/new");
+        const text = JSON.stringify({ name: "unsaved", start_step: "a", steps: { a: { id: "a", agent_name: "demo-upper", input_mapping: { text: "x" } } } });
+        await page.fill("Definition as JSON", text);
+        await page.reads("The definition is valid");
+        page.leaves = false;
+        await page.press("Sign out");
+        await page.browser.until("Boolean(document.querySelector('.lines textarea'))", "the editor");
+        page.leaves = true;
+        await page.browser.call("Network.clearBrowserCookies");
+        await page.press("Store");
+        await page.reads("The session has ended");
+        assert.equal(await page.browser.evaluate("document.querySelector('.lines textarea').value"), text);
+        await page.fill("API key or token", service.key);
+        await page.press("Sign in", "dialog button");
+        await page.browser.until("!document.querySelector('dialog')", "the session");
+        await page.press("Store");
+        await page.reads("is stored as version 1");
+        await page.press("API");
+        await page.reads("/api/v1/workflows");
+        await page.press("Close");
+        await page.browser.call("Network.clearBrowserCookies");
+        await page.press("Runs", "nav a");
+        await page.reads("The session has ended");
+        await page.fill("API key or token", made.acme);
+        await page.press("Sign in", "dialog button");
+        await page.reads("There are no runs yet");
+        await page.reads("X-API-Key: $KEY");
+        await page.press("API");
+        await page.sees("dialog[open]");
+        const calls = await page.browser.evaluate("document.querySelector('dialog').innerText");
+        assert.ok(calls.includes("/runs?") && !calls.includes("/workflows"), `the calls of another person are shown: ${calls}`);
+        await page.fresh();
+    });
+
+    test("a run that is left open past the end of its session asks to sign in, and goes on", async () => {
+        const { page, service } = context();
+        const run = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
+        await page.fresh();
+        await page.signIn(service.key, `/console/runs/${run.id}`);
+        await page.browser.until("document.querySelector('.live')?.innerText === 'live'", "the stream");
+        service.sql("DELETE FROM console_sessions");
+        await page.reads("The session has ended");
+        assert.equal(await page.browser.evaluate(streams), 0);
+        await page.fill("API key or token", service.key);
+        await page.press("Sign in", "dialog button");
+        await page.browser.until("document.querySelector('.live')?.innerText === 'live'", "the stream again");
+        await answer(service, run);
+        await page.browser.until(ends("completed"), "the end of the run");
+        page.browser.complaints.splice(0);
+    });
+}
