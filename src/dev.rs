@@ -103,6 +103,7 @@ async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut
         address
     };
 
+    let has_own_broker = broker.is_some();
     let program = env::current_exe().context("the path of this program is not known")?;
     let command = |arguments: &[&str]| {
         let mut command = Command::new(&program);
@@ -113,6 +114,8 @@ async fn supervise(folder: &Folder, parts: &mut ChildProcesses<'_>, broker: &mut
             .env("API_HOST", config.api.host.to_string())
             .env("API_PORT", api_port.to_string())
             .env("SHUTDOWN_NOTICE_SECS", "0")
+            // The broker in this process does not know the request.
+            .envs(has_own_broker.then_some(("KAFKA_TRIGGER_DELETE_GROUPS", "false")))
             .envs(given("EGRESS_ALLOW").is_none().then_some(("EGRESS_ALLOW", EGRESS_ALLOW)));
         command
     };

@@ -39,7 +39,7 @@ variables! {
     kafka_sasl_username, kafka_sasl_password, kafka_oauth_token_url, kafka_oauth_client_id, kafka_oauth_client_secret,
     kafka_oauth_scope, kafka_properties,
     kafka_dead_letter_topic, dead_letter_retention_days, max_dead_letters, kafka_monitoring_topic, enable_monitoring_updates,
-    max_kafka_triggers, kafka_trigger_topics,
+    max_kafka_triggers, kafka_trigger_topics, kafka_trigger_delete_groups,
     kafka_events_topic,
     api_title, api_version, api_description, api_contact, api_prefix, api_host, api_port, api_reload, api_workers, api_keep_alive_secs,
     public_url,

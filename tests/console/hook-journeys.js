@@ -59,6 +59,24 @@ export function hookJourneys(context, at) {
         page.browser.complaints.splice(0);
     });
 
+    test("a trigger whose topic is not there says so", async () => {
+        const { page } = context();
+        await at("/console/triggers");
+        await page.press("New trigger");
+        await page.fill("name", "by records");
+        await page.fill("workflow_name", "order");
+        await page.fill("Kind", "kafka");
+        await page.fill("topic", "there-is-no-such-topic");
+        await page.press("Store");
+        await page.reads("When a record arrives.");
+        await page.reads("wf-trigger-");
+        await page.reads("The topic cannot be read:");
+        await page.press("Delete");
+        await page.press("Delete", "dialog button");
+        await page.browser.until("location.pathname.endsWith('/triggers')", "the list");
+        page.browser.complaints.splice(0);
+    });
+
     test("the past of a schedule is made up for after it was counted", async () => {
         const { page, service } = context();
         const trigger = await service.call("POST", "/triggers", { name: "past", kind: "schedule", workflow_name: "order", input: { order: "${trigger.at}" }, config: { cron: ["0 * * * *"] } });

@@ -1,15 +1,18 @@
-//! `MAX_KAFKA_TRIGGERS` and `KAFKA_TRIGGER_TOPICS`: limits of triggers that read topics.
+//! `MAX_KAFKA_TRIGGERS`, `KAFKA_TRIGGER_TOPICS` and `KAFKA_TRIGGER_DELETE_GROUPS`: triggers that read topics.
 
 use crate::{access::OrganizationId, config::Reader};
 
 /// Placeholder for the id of an organisation.
 const ORGANIZATION: &str = "{organization}";
 
-/// Limits of triggers that read topics.
+/// Settings of triggers that read topics.
 #[derive(Clone, Debug, Default)]
 pub struct KafkaTriggers {
     /// `MAX_KAFKA_TRIGGERS`: maximum number of Kafka triggers of all organisations; each process has a client for each of them.
     pub most: i64,
+    /// `KAFKA_TRIGGER_DELETE_GROUPS`: whether the groups of deleted triggers are deleted. librdkafka 2.12 ends the process if the
+    /// broker does not know the request `DeleteGroups`.
+    pub deletes_groups: bool,
     /// `KAFKA_TRIGGER_TOPICS`: names of topics, or their beginnings with a `*` at the end. `None`: the default organisation
     /// may read all.
     topics: Option<Vec<String>>,
@@ -30,7 +33,8 @@ impl KafkaTriggers {
                 None => Ok(Some(patterns)),
             }
         });
-        Some(Self { most: most?, topics: topics?, own })
+        let deletes_groups = reader.boolean("kafka_trigger_delete_groups", true);
+        Some(Self { most: most?, deletes_groups: deletes_groups?, topics: topics?, own })
     }
 
     /// Whether triggers of the organisation may read the topic; the error is for the caller.
