@@ -55,7 +55,8 @@ To develop it:
                         ARGS go to Schemathesis, e.g.  ./deploy-api.sh fuzz --max-examples 200
   bench [NAME [ARGS..]] measure the release build against controls on a private PostgreSQL and Kafka (docs/performance.md):
                         execute, reads, runs, latency, overload, start; without NAME all of these, in a quarter of an
-                        hour; also  bench scale [RUNS]  (10 million) and  bench soak MINUTES
+                        hour; also  bench scale [RUNS]  (10 million),  bench soak MINUTES,  bench webhooks  and
+                        bench events
   clients               generate clients in TypeScript and Python from the OpenAPI document, and run a workflow with each
   services [--env-file FILE]
                         start only the PostgreSQL and Kafka of the tests, print their environment variables

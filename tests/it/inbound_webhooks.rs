@@ -573,7 +573,7 @@ async fn a_sender_may_wait_for_the_end_of_the_run(pool: PgPool) {
     let headers = github(b"{}", "d-1", SECRET);
     let (answer, waited) =
         passing(&service.clock, Duration::from_secs(1), deliver(&service, &path, &headers, "{}")).await;
-    assert!((10..=12).contains(&waited.as_secs()), "{waited:?}");
+    assert!(waited.as_secs() >= 10, "{waited:?}");
     let first = answer.expect(202);
     assert_eq!(first["status"], "PENDING");
     let run_id = first["run_id"].as_str().expect("an id");

@@ -42,6 +42,8 @@ mod definitions;
 mod dispatch;
 mod documentation;
 mod egress;
+#[path = "../shared/empty_database.rs"]
+mod empty_database;
 mod etags;
 mod events;
 #[path = "../shared/eventually.rs"]

@@ -11,7 +11,10 @@ use workflow_api::{
     db::migrations::{self, MigrationError, WaitLimit},
 };
 
-use crate::service::{Service, config, eventually, records};
+use crate::{
+    empty_database::empty,
+    service::{Service, config, eventually, records},
+};
 
 /// Migrates to the newest schema.
 async fn up(settings: &config::Database) -> Result<usize, MigrationError> {
@@ -57,6 +60,7 @@ async fn load_reference_schema(pool: &PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn the_schema_goes_up_and_down_and_up_again(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     let count = up(&settings).await.expect("up");
     assert!(count >= 2);
@@ -75,6 +79,7 @@ async fn the_schema_goes_up_and_down_and_up_again(pool: PgPool) {
 /// A database that has run the published text of every migration, as a superuser.
 #[sqlx::test(migrations = false)]
 async fn a_revised_migration_leads_to_the_same_schema_and_counts_as_the_published_one(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     let published = sqlx::migrate!();
     // Just before and just after the migration that makes both equal.
@@ -95,6 +100,7 @@ async fn a_revised_migration_leads_to_the_same_schema_and_counts_as_the_publishe
 
 #[sqlx::test(migrations = false)]
 async fn of_many_replicas_that_start_at_once_one_migrates(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     let counts = join_all((0..5).map(|_| up(&settings))).await;
     let mut counts: Vec<usize> = counts.into_iter().map(|count| count.expect("up")).collect();
@@ -106,6 +112,7 @@ async fn of_many_replicas_that_start_at_once_one_migrates(pool: PgPool) {
 /// A role without any right to change the schema.
 #[sqlx::test(migrations = false)]
 async fn where_nothing_is_to_be_done_no_right_is_needed(pool: PgPool) {
+    empty(&pool).await;
     let mut settings = config(&pool, &[]).database;
     up(&settings).await.expect("up");
     let role: String =
@@ -124,6 +131,7 @@ async fn where_nothing_is_to_be_done_no_right_is_needed(pool: PgPool) {
 /// The busy writer holds its lock until the migration gives up.
 #[sqlx::test(migrations = false)]
 async fn a_migration_that_finds_a_table_locked_pauses_and_names_the_session_and_gives_up_in_the_end(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     load_reference_schema(&pool).await;
     let mut writer = pool.begin().await.expect("a transaction");
@@ -169,6 +177,7 @@ async fn a_migration_that_finds_a_table_locked_pauses_and_names_the_session_and_
 /// Such an index stays behind when its creation is interrupted, and serves no query.
 #[sqlx::test(migrations = false)]
 async fn an_index_whose_creation_was_interrupted_is_created_again(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     up(&settings).await.expect("up");
     let later = migrations::MIGRATOR
@@ -192,6 +201,7 @@ async fn an_index_whose_creation_was_interrupted_is_created_again(pool: PgPool) 
 /// An earlier release has counted the migration as run, although the index was not complete.
 #[sqlx::test(migrations = false)]
 async fn an_invalid_index_of_an_earlier_release_is_built_again(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     up(&settings).await.expect("up");
     let spoil = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idempotency_keys_run'::regclass";
@@ -222,6 +232,7 @@ async fn an_invalid_index_of_an_earlier_release_is_built_again(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn what_would_be_undone_and_lost_is_known_before(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     let count = up(&settings).await.expect("up");
     let plan = async |count| migrations::plan_down(&settings, count).await.expect("a plan");
@@ -239,6 +250,7 @@ async fn what_would_be_undone_and_lost_is_known_before(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn a_database_of_the_reference_deployment_is_adopted_with_its_data(pool: PgPool) {
+    empty(&pool).await;
     load_reference_schema(&pool).await;
     let settings = config(&pool, &[]).database;
     up(&settings).await.expect("up");
@@ -271,6 +283,7 @@ async fn a_database_of_the_reference_deployment_is_adopted_with_its_data(pool: P
 
 #[sqlx::test(migrations = false)]
 async fn a_fresh_schema_has_all_that_the_reference_deployments_has(pool: PgPool) {
+    empty(&pool).await;
     up(&config(&pool, &[]).database).await.expect("up");
     let ours = schema(&pool).await;
     down(&config(&pool, &[]).database, 99).await.expect("down");
@@ -306,6 +319,7 @@ async fn a_fresh_schema_has_all_that_the_reference_deployments_has(pool: PgPool)
 
 #[sqlx::test(migrations = false)]
 async fn a_release_runs_on_the_schema_of_a_later_one(pool: PgPool) {
+    empty(&pool).await;
     let settings = config(&pool, &[]).database;
     up(&settings).await.expect("up");
     let later = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -326,6 +340,7 @@ async fn a_release_runs_on_the_schema_of_a_later_one(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn every_table_column_and_view_is_described_in_the_database(pool: PgPool) {
+    empty(&pool).await;
     up(&config(&pool, &[]).database).await.expect("up");
     let sql = "
         SELECT format('%s.%s', c.relname, coalesce(a.attname, '')) FROM pg_class c

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 use workflow_api::db::migrations::{self, MIGRATOR, WaitLimit};
 
 use crate::{
+    empty_database::empty,
     path::{Agent, Executor, attempts, completed, ended, shouting},
     service::{Service, config, eventually, records, send},
 };
@@ -156,6 +157,7 @@ async fn the_reference_executor_works_under_our_api(pool: PgPool) {
 /// On the reference deployment's database and rows, with only the columns that its API sets.
 #[sqlx::test(migrations = false)]
 async fn our_executor_works_under_the_reference_api(pool: PgPool) {
+    empty(&pool).await;
     sqlx::raw_sql(include_str!("reference_schema.sql")).execute(&pool).await.expect("the reference schema");
     migrations::up(&config(&pool, &[]).database, &WaitLimit::none()).await.expect("up");
     let (_, url) = Agent::start(|_, call| completed(call, "fine")).await;

@@ -111,6 +111,11 @@ impl Receiver {
         self.0.got.lock().expect("no panic").iter().filter(|received| received.path == path).cloned().collect()
     }
 
+    /// The number of requests that it got at that path.
+    pub fn count(&self, path: &str) -> usize {
+        self.0.got.lock().expect("no panic").iter().filter(|received| received.path == path).count()
+    }
+
     /// Lets requests to `/slow` be answered.
     pub fn open(&self) {
         self.0.gate.add_permits(Semaphore::MAX_PERMITS);
@@ -119,9 +124,9 @@ impl Receiver {
     /// What it got at that path, as soon as that is so many.
     pub async fn got(&self, path: &str, count: usize) -> Vec<Received> {
         eventually(&format!("{count} deliveries at {path}"), async || {
-            let got = self.at(path);
-            assert!(got.len() <= count, "{} at {path}, not {count}", got.len());
-            (got.len() == count).then_some(got)
+            let got = self.count(path);
+            assert!(got <= count, "{got} at {path}, not {count}");
+            (got == count).then(|| self.at(path))
         })
         .await
     }

@@ -78,18 +78,25 @@ def define():
     host = f"http://127.0.0.1:{server.server_port}"
     retry = {"retry_config": {"max_retries": 1}}
     chat = {"name": "chat", "url": f"{host}/v1", "kind": "openai", "config": {"model": "m", "price": {"output": 1}}}
-    for agent in ({"name": "echo", "url": f"{host}/echo", "kind": "http"}, chat, {"name": "fail", "url": f"{host}/fail", "kind": "http"}):
+    echo, fail, broken = (
+        {"name": name, "url": f"{host}/{path}", "kind": "http"}
+        for name, path in (("echo", "echo"), ("fail", "fail"), ("broken", "fail"))
+    )
+    # One agent fails all the time: an open breaker would stop its calls before enough of them have failed for the alert.
+    fail["circuit_breaker_config"] = {"enabled": False}
+    for agent in (echo, chat, fail, broken):
         status, _ = call("POST", f"{API}/api/v1/agents", agent | retry)
         assert status == 201, (agent, status)
     steps = {
         name: {"id": name, "agent_name": name, "input_mapping": {"text": "${workflow.input.text}"}}
-        for name in ("echo", "chat", "fail")
+        for name in ("echo", "chat", "fail", "broken")
     }
     wait = {"rest": {"id": "rest", "type": "wait", "wait_config": {"duration_seconds": 600}}}
     both = {"echo": steps["echo"] | {"next_step": "chat"}, "chat": steps["chat"]}
     limited = ("limited", "echo", both, {"calls": 1})
     for name, start, members, limits in (
-        ("good", "echo", both, None), ("bad", "fail", {"fail": steps["fail"]}, None), ("parked", "rest", wait, None), limited,
+        ("good", "echo", both, None), ("bad", "fail", {"fail": steps["fail"]}, None),
+        ("broken", "broken", {"broken": steps["broken"]}, None), ("parked", "rest", wait, None), limited,
     ):
         workflow = {"start_step": start, "steps": members, "limits": limits}
         status, _ = call("PUT", f"{API}/api/v1/workflow-names/{name}", workflow)
@@ -99,7 +106,7 @@ def define():
 def load():
     """Requests and runs, a part of which fails."""
     for number in range(40):
-        name = ("good", "bad", "good", "parked" if number < 4 else "bad")[number % 4]
+        name = ("good", "bad", "good", "parked" if number < 4 else "broken")[number % 4]
         status, _ = call("POST", f"{API}/api/v1/workflow-names/{name}/execute", {"input_data": {"text": "hello"}})
         assert status == 202, (name, status)
     call("GET", f"{API}/api/v1/runs/none")

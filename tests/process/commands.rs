@@ -10,6 +10,7 @@ use workflow_api::{config, db, kafka};
 
 use crate::{
     cluster,
+    empty_database::empty,
     program::{Environment, eventually, free_port},
 };
 
@@ -54,6 +55,7 @@ async fn a_port_that_is_taken_ends_the_start_with_one_line(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn the_check_of_the_invariants_tells_by_its_exit_code_and_a_file_of_metrics(pool: PgPool) {
+    empty(&pool).await;
     let environment = Environment::new(&pool);
     let file = std::env::temp_dir().join(format!("workflow-api-{}.prom", uuid::Uuid::new_v4()));
     let path = file.to_str().expect("UTF-8");
@@ -92,6 +94,7 @@ async fn the_check_of_the_invariants_tells_by_its_exit_code_and_a_file_of_metric
 
 #[sqlx::test(migrations = false)]
 async fn the_operators_commands_do_what_they_say(pool: PgPool) {
+    empty(&pool).await;
     let secret = "a-secret-of-the-tests-that-is-long-enough";
     let environment = Environment::new(&pool).with("JWT_SECRET", secret);
     let succeeds = async |arguments: &[&str]| {
@@ -200,6 +203,7 @@ async fn partitions_are_added_by_a_command_while_runs_go_on(pool: PgPool) {
 /// Another process holds the lock under which migrations run.
 #[sqlx::test(migrations = false)]
 async fn a_command_waits_for_another_migration_as_long_as_it_may_and_an_api_as_long_as_it_takes(pool: PgPool) {
+    empty(&pool).await;
     let environment = Environment::new(&pool);
     let settings = config::load::<config::Database>(environment.variables.clone().into_iter()).expect("valid settings");
     let mut other = db::pool(&settings).acquire_own().await.expect("a connection");
@@ -222,6 +226,7 @@ async fn a_command_waits_for_another_migration_as_long_as_it_may_and_an_api_as_l
 /// Those who change a schema by psql alone get the same one.
 #[sqlx::test(migrations = false)]
 async fn the_migrations_are_printed_as_a_script_that_records_what_it_has_run(pool: PgPool) {
+    empty(&pool).await;
     let environment = Environment::new(&pool);
     let script = environment.run(&["migrate", "sql"]).await;
     assert!(script.status.success(), "{}", text(&script.stderr));
@@ -241,6 +246,7 @@ async fn the_migrations_are_printed_as_a_script_that_records_what_it_has_run(poo
 /// A statement that takes long is logged with its text, but that of a migration has hundreds of lines.
 #[sqlx::test(migrations = false)]
 async fn a_migration_that_takes_long_is_logged_by_its_name(pool: PgPool) {
+    empty(&pool).await;
     sqlx::raw_sql(include_str!("../it/reference_schema.sql")).execute(&pool).await.expect("its schema");
     let environment = Environment::new(&pool);
     let settings = config::load::<config::Database>(environment.variables.clone().into_iter()).expect("valid settings");
@@ -292,6 +298,7 @@ async fn refused_settings_are_lines_of_the_log(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn the_first_admins_key_is_made_on_request_and_never_in_the_log(pool: PgPool) {
+    empty(&pool).await;
     let environment = Environment::new(&pool).with("AUTH_ENABLED", "true").with("LOG_LEVEL", "DEBUG");
     let client = reqwest::Client::new();
     let keys = format!("{}/api/v1/api-keys", environment.url);

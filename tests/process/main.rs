@@ -13,6 +13,8 @@ mod commands;
 mod crash;
 mod cutter;
 mod dependencies;
+#[path = "../shared/empty_database.rs"]
+mod empty_database;
 mod events;
 #[path = "../shared/eventually.rs"]
 mod eventually;

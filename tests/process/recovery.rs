@@ -19,6 +19,7 @@ use workflow_api::kafka;
 
 use crate::{
     dependencies::through_a_line,
+    empty_database::empty,
     program::{Environment, Program, eventually, free_port},
 };
 
@@ -324,6 +325,7 @@ async fn an_executor_says_how_it_is(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn an_executor_waits_for_the_schema_and_says_so_once(pool: PgPool) {
+    empty(&pool).await;
     let management = free_port().to_string();
     let environment = Environment::new(&pool).with("MANAGEMENT_PORT", &management);
     let executor = environment.start(&["executor"]);
@@ -339,6 +341,7 @@ async fn an_executor_waits_for_the_schema_and_says_so_once(pool: PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn an_api_that_does_not_migrate_says_once_that_the_schema_is_old(pool: PgPool) {
+    empty(&pool).await;
     let environment = Environment::new(&pool)
         .with("MIGRATE_ON_START", "false")
         .with("PRODUCTION", "true")

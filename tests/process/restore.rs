@@ -16,7 +16,10 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::process::Command;
 
-use crate::program::{Environment, Program, eventually};
+use crate::{
+    empty_database::empty,
+    program::{Environment, Program, eventually},
+};
 
 /// An agent that counts its calls by path. It holds back its answer to `/held`, and fails for `/broken`.
 #[derive(Clone, Default)]
@@ -207,7 +210,7 @@ async fn after_a_restore_beside_an_empty_kafka_all_open_runs_go_on_and_no_ended_
         (sessions == 0).then_some(())
     })
     .await;
-    sqlx::raw_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").execute(&pool).await.expect("everything is gone");
+    empty(&pool).await;
     deploy_api(&before, &["restore", &backup]).await;
     std::fs::remove_dir_all(&folder).expect("the backup");
     assert_consistent(&before).await;

@@ -12,6 +12,7 @@ use workflow_api::{
 };
 
 use crate::{
+    empty_database::empty,
     program::{Environment, eventually},
     restore::{Agent, Runs, assert_consistent, becomes},
 };
@@ -168,6 +169,7 @@ const SELDOM: &str = "
 
 #[sqlx::test(migrations = false)]
 async fn every_migration_is_reverted_and_run_again_with_data_in_every_table(pool: PgPool) {
+    empty(&pool).await;
     run(&pool, REFERENCE).await;
     // Nothing is known of the message of this run.
     run(&pool, "UPDATE workflow_runs SET status = 'FAILED' WHERE run_id = 'test-run-1'").await;

@@ -5,7 +5,10 @@ use serde_json::json;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::program::{Environment, eventually};
+use crate::{
+    empty_database::empty,
+    program::{Environment, eventually},
+};
 
 const DOCUMENT: &str = include_str!("../../docs/DATABASE_SETUP.md");
 
@@ -66,6 +69,7 @@ fn documented() -> (String, String) {
 
 #[sqlx::test(migrations = false)]
 async fn an_owner_without_superuser_migrates_and_the_service_needs_rights_on_rows_only(pool: PgPool) {
+    empty(&pool).await;
     let roles = Roles::of(&pool);
     let (by_superuser, by_owner) = documented();
     assert!(!by_superuser.contains("PARAMETER") && !by_superuser.contains("SUPERUSER"), "{by_superuser}");

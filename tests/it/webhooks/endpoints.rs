@@ -9,7 +9,7 @@ use workflow_api::db::migrations::MIGRATOR;
 use super::{Receiver, WEBHOOKS, create, delivery, ended, get, patch, path, record, secret};
 use crate::{
     access::Admin,
-    service::{Service, config},
+    service::{Service, config, in_turn},
 };
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -122,7 +122,7 @@ async fn a_repeated_create_request_makes_one_webhook_and_an_organisation_has_32(
     assert_eq!(again.header("idempotency-replayed"), Some("true"));
     assert_eq!(again.expect(201)["secret"], first["secret"]);
     let more = (0..40).map(|_| service.send("POST", WEBHOOKS, &headers[..1], body.clone()));
-    let made = futures_util::future::join_all(more).await;
+    let made = in_turn(more).await;
     let refused: Vec<_> = made.into_iter().filter(|answer| answer.status != 201).collect();
     assert_eq!(refused.len(), 9);
     for answer in refused {

@@ -18,7 +18,7 @@ async fn eight_endpoints_that_hang_leave_places_to_their_organisation_and_to_oth
         admin.post(WEBHOOKS, &slow).await.expect(201);
     }
     record(&pool, "run.failed", 100).await;
-    eventually("they have places", async || (receiver.at("/slow").len() >= 160).then_some(())).await;
+    eventually("they have places", async || (receiver.count("/slow") >= 160).then_some(())).await;
     // Of the same organisation, and of another one.
     admin.post(WEBHOOKS, &endpoint("beside", "/beside", "run.completed", 8)).await.expect(201);
     admin.post("/api/v1/organizations", &json!({"id": "acme", "name": "Acme"})).await.expect(201);
@@ -29,6 +29,6 @@ async fn eight_endpoints_that_hang_leave_places_to_their_organisation_and_to_oth
     record_of(&pool, "acme", "run.completed", 500).await;
     receiver.got("/beside", 500).await;
     receiver.got("/other", 500).await;
-    let slow = receiver.at("/slow").len();
+    let slow = receiver.count("/slow");
     assert!(slow <= 256, "{slow} places: an organisation has at most as many as stay free");
 }

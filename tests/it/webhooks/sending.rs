@@ -136,7 +136,7 @@ async fn an_endpoint_that_hangs_delays_no_other(pool: PgPool) {
     create(&service, &receiver.url("/fast"), json!({})).await;
     record(&pool, "run.completed", 1000).await;
     receiver.got("/fast", 1000).await;
-    assert_eq!(receiver.at("/slow").len(), 4, "no more than it may have at a time");
+    assert_eq!(receiver.count("/slow"), 4, "no more than it may have at a time");
 }
 
 /// Five time-outs in a row leave an endpoint one place.
@@ -162,7 +162,7 @@ async fn an_endpoint_that_times_out_gets_one_delivery_at_a_time(pool: PgPool) {
     create(&service, &receiver.url("/other"), json!({"event_types": ["run.failed"]})).await;
     record(&pool, "run.failed", 1).await;
     receiver.got("/other", 1).await;
-    assert_eq!(receiver.at("/slow").len(), 6);
+    assert_eq!(receiver.count("/slow"), 6);
     receiver.open();
     eventually("the answer is recorded, and the others follow", async || {
         clock.advance(Duration::from_mins(10));
@@ -196,7 +196,7 @@ async fn a_failure_of_one_endpoint_sends_nothing_again_to_another(pool: PgPool) 
         clock.advance(Duration::from_hours(3));
     }
     receiver.got("/bad", 4).await;
-    assert_eq!(receiver.at("/good").len(), 1);
+    assert_eq!(receiver.count("/good"), 1);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -225,7 +225,7 @@ async fn deliveries_of_a_run_wait_for_each_other_if_the_endpoint_wants_that(pool
     }
     receiver.got("/", 2).await;
     eventually("both have failed", async || (get(&service, &webhook).await["failures"] == 2).then_some(())).await;
-    assert_eq!(receiver.at("/").len(), 2, "the others wait");
+    assert_eq!(receiver.count("/"), 2, "the others wait");
     clock.advance(Duration::from_secs(10));
     let got = receiver.got("/", 8).await;
     for run_id in &runs {
@@ -250,7 +250,7 @@ async fn two_replicas_send_each_delivery_once(pool: PgPool) {
         assert_eq!(ids.len(), 500);
     }
     eventually("all are recorded", async || (in_state(&pool, "delivered").await == 1000).then_some(())).await;
-    assert_eq!((receiver.at("/a").len(), receiver.at("/b").len()), (500, 500));
+    assert_eq!((receiver.count("/a"), receiver.count("/b")), (500, 500));
 }
 
 /// Pitfall 16: after a change of the URL the old one gets nothing but what is under way.
@@ -264,7 +264,7 @@ async fn nothing_is_sent_to_an_old_url_or_a_deleted_endpoint(pool: PgPool) {
     super::patch(&service, &webhook, &json!({"url": receiver.url("/new")})).await.expect(200);
     receiver.open();
     receiver.got("/new", 9).await;
-    assert_eq!(receiver.at("/slow").len(), 1);
+    assert_eq!(receiver.count("/slow"), 1);
     super::patch(&service, &webhook, &json!({"enabled": false})).await.expect(200);
     record(&pool, "run.completed", 3).await;
     eventually("they are held", async || (in_state(&pool, "held").await == 3).then_some(())).await;
@@ -272,7 +272,7 @@ async fn nothing_is_sent_to_an_old_url_or_a_deleted_endpoint(pool: PgPool) {
     let other = create(&service, &receiver.url("/other"), json!({})).await;
     record(&pool, "run.completed", 1).await;
     ended(&service, &other, 1).await;
-    assert_eq!(receiver.at("/new").len(), 9);
+    assert_eq!(receiver.count("/new"), 9);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
@@ -287,7 +287,7 @@ async fn a_rate_is_kept_until_the_time_comes(pool: PgPool) {
     let next_at: chrono::DateTime<chrono::Utc> = sqlx::query_scalar(sql).fetch_one(&pool).await.expect("a time");
     record(&pool, "run.completed", 20).await;
     receiver.got("/other", 20).await;
-    assert_eq!(receiver.at("/limited").len(), 0);
+    assert_eq!(receiver.count("/limited"), 0);
     clock.advance(Duration::from_hours(1));
     receiver.got("/limited", 20).await;
     let is_counted: bool =
