@@ -94,6 +94,24 @@ impl Deltas {
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is to be written and deleted next: what comes within a moment, so that there are few statements however
+    /// often agents send something. Nothing, at times, while there is nothing.
+    async fn collect(&self, clock: &Clock) -> (NewDeltas, Attempts) {
+        let is_idle = {
+            let queue = self.queue();
+            queue.attempts.is_empty() && queue.ended.is_empty()
+        };
+        if is_idle {
+            tokio::select! {
+                () = self.0.arrived.notified() => {}
+                () = clock.sleep(SWEEP_EVERY) => {}
+            }
+        }
+        clock.sleep(COLLECT).await;
+        let mut queue = self.queue();
+        (queue.take(), queue.take_ended(clock.instant()))
+    }
+
     async fn run(self, pool: db::Pool, clock: Clock, stop: CancellationToken) {
         let mut swept: Option<Instant> = None;
         while !stop.is_cancelled() {
@@ -102,25 +120,9 @@ impl Deltas {
                 let pool = pool.clone();
                 report(db::bounded(async move { deltas::delete_old(&pool).await }).await);
             }
-            let is_idle = {
-                let queue = self.queue();
-                queue.attempts.is_empty() && queue.ended.is_empty()
-            };
-            tokio::select! {
-                () = self.0.arrived.notified(), if is_idle => {}
-                () = clock.sleep(if is_idle { SWEEP_EVERY } else { COLLECT }) => {}
+            let (new, (run_ids, attempt_ids)) = tokio::select! {
+                collected = self.collect(&clock) => collected,
                 () = stop.cancelled() => return,
-            }
-            if is_idle {
-                // What has arrived is collected first.
-                tokio::select! {
-                    () = clock.sleep(COLLECT) => {}
-                    () = stop.cancelled() => return,
-                }
-            }
-            let (new, (run_ids, attempt_ids)) = {
-                let mut queue = self.queue();
-                (queue.take(), queue.take_ended(clock.instant()))
             };
             if !new.run_id.is_empty() {
                 let pool = pool.clone();
@@ -133,6 +135,9 @@ impl Deltas {
         }
     }
 }
+
+/// Runs and attempts, in pairs.
+type Attempts = (Vec<String>, Vec<String>);
 
 fn report(written: Result<(), db::Error>) {
     if let Err(error) = written {
@@ -177,7 +182,7 @@ impl Queue {
     }
 
     /// Runs and attempts whose pieces are to be deleted now.
-    fn take_ended(&mut self, now: Instant) -> (Vec<String>, Vec<String>) {
+    fn take_ended(&mut self, now: Instant) -> Attempts {
         let due = self.ended.iter().take_while(|(at, ..)| now.saturating_duration_since(*at) >= KEEP).count();
         self.ended.drain(..due).map(|(_, run_id, attempt_id)| (run_id, attempt_id)).unzip()
     }
@@ -250,6 +255,10 @@ fn short(id: Option<&str>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::input::check_json;
 
@@ -279,6 +288,27 @@ mod tests {
         a.text(Some("y"), true, "7");
         assert_eq!(deltas.queue().take().text, [Some("7".to_owned())]);
         assert!(deltas.queue().take().run_id.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_an_agent_streams_is_written_four_times_a_second_at_most() {
+        let (deltas, clock) = (Deltas::default(), Clock::stopped());
+        let mut streamed = writer(&deltas, "a");
+        for round in 0..3 {
+            let mut written = pin!(deltas.collect(&clock));
+            for number in 0..100 {
+                streamed.text(None, true, &format!("{round}.{number} "));
+                assert!(written.as_mut().now_or_never().is_none());
+            }
+            clock.advance(COLLECT.saturating_sub(Duration::from_millis(1)));
+            streamed.text(None, true, "the last");
+            assert!(written.as_mut().now_or_never().is_none(), "in round {round}");
+            clock.advance(Duration::from_millis(1));
+            let (new, _) = written.as_mut().now_or_never().expect("250 ms are over");
+            assert_eq!(new.text.len(), 1, "one piece for all");
+            let text = new.text[0].as_deref().expect("a text");
+            assert!(text.starts_with(&format!("{round}.0 ")) && text.ends_with(".99 the last"), "{text}");
+        }
     }
 
     #[test]
