@@ -160,6 +160,8 @@ pub struct KnownTool {
     pub input_schema: Option<Json<Box<RawValue>>>,
     /// Whether the server was seen with it.
     pub is_there: bool,
+    /// Whether it is called as a task only, in a revision whose tasks are not spoken.
+    pub needs_task: bool,
     /// Whether all tools of the server are known.
     pub is_complete: bool,
     /// Names of some tools of the server.
@@ -177,7 +179,9 @@ pub async fn known_tools(
 ) -> Result<Vec<KnownTool>, Error> {
     let sql = "
         SELECT a.name AS agent, a.config ->> 'tool' AS tool, known.tool -> 'inputSchema' AS input_schema,
-            known.tool IS NOT NULL AS is_there, coalesce((c.card ->> 'tools_complete')::boolean, false) AS is_complete,
+            known.tool IS NOT NULL AS is_there,
+            coalesce(known.tool #>> '{execution,taskSupport}' = 'required' AND c.protocol_seen IS DISTINCT FROM '2026-07-28',
+                false) AS needs_task, coalesce((c.card ->> 'tools_complete')::boolean, false) AS is_complete,
             ARRAY(SELECT entry ->> 'name' FROM jsonb_array_elements(list.tools) AS entry LIMIT 10) AS names
         FROM agents a JOIN agent_cards c ON c.agent_id = a.id AND c.url_digest = sha256(convert_to(a.url, 'UTF8'))
         CROSS JOIN LATERAL (SELECT CASE WHEN jsonb_typeof(c.card -> 'tools') = 'array' THEN c.card -> 'tools'

@@ -190,6 +190,16 @@ pub fn missing(tool: &str, names: &[String]) -> Problem {
     Problem { kind: "tool_not_found", message, is_of_input: false }
 }
 
+/// The tool can only be called as a task of revision 2025-11-25.
+#[must_use]
+pub fn needs_task(tool: &str) -> Problem {
+    let message = format!(
+        "The tool {:?} has to be called as a task of revision 2025-11-25, which this service does not speak: calls fail",
+        shorten(tool)
+    );
+    Problem { kind: "tool_needs_task", message, is_of_input: false }
+}
+
 /// What an input with these members lacks for the tool, and what the tool does not know.
 #[must_use]
 pub fn check_input(tool: &str, schema: &RawValue, given: &[&str]) -> Vec<Problem> {
@@ -274,5 +284,6 @@ mod tests {
         let names = ["x".to_owned()];
         assert!(missing("t", &names).message.ends_with(r#"without the tool "t"; it has "x""#));
         assert!(missing("t", &[]).message.ends_with("it has none"));
+        assert_eq!((needs_task("t").kind, needs_task("t").is_of_input), ("tool_needs_task", false));
     }
 }

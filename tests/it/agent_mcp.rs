@@ -597,3 +597,42 @@ async fn a_definition_is_held_against_the_tools_that_are_known(pool: PgPool) {
     service.put(&format!("/api/v1/agents/{}", ids[1]), &moved).await.expect(200);
     assert_eq!(warnings(&step("lost", json!({}))).await, [""; 0]);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_tool_that_demands_a_task_of_a_revision_whose_tasks_are_not_spoken_is_warned_of(pool: PgPool) {
+    let tool = |name: &str, support: &str| json!({"name": name, "inputSchema": {"type": "object"}, "execution": {"taskSupport": support}});
+    let tools = json!({"resultType": "complete", "tools": [tool("slow", "required"), tool("quick", "optional")]});
+    let server = async |revision: &'static str| {
+        let tools = tools.clone();
+        Agent::start(move |_, call| match method(call) {
+            "server/discover" if revision == "2026-07-28" => {
+                rpc(call, &json!({"resultType": "complete", "supportedVersions": [revision], "capabilities": {}}))
+            }
+            "initialize" => rpc(call, &json!({"protocolVersion": revision, "capabilities": {}})),
+            "tools/list" => rpc(call, &tools),
+            _ => StatusCode::ACCEPTED.into_response(),
+        })
+        .await
+    };
+    let service = Service::start(&pool);
+    for (revision, tool, expected) in [
+        ("2025-11-25", "slow", &["body.steps.s.agent_name tool_needs_task"][..]),
+        ("2025-11-25", "quick", &[]),
+        ("2026-07-28", "slow", &[]),
+    ] {
+        let (_server, url) = server(revision).await;
+        let name = format!("{tool} of {revision}");
+        let config = json!({"tool": tool, "protocol": revision});
+        let agent = json!({"name": name, "url": url, "kind": "mcp", "config": config});
+        let agent = service.post("/api/v1/agents", &agent).await.expect(201);
+        let id = agent["id"].as_str().expect("an id");
+        assert_eq!(service.get(&format!("/api/v1/agents/{id}/health")).await.expect(200)["status"], "healthy");
+        let steps = json!({"s": {"id": "s", "agent_name": name, "input_mapping": {}}});
+        let definition = json!({"name": "w", "start_step": "s", "steps": steps});
+        let answer = service.post("/api/v1/workflows/validate", &definition).await.expect(200);
+        let warnings = answer["warnings"].as_array().expect("a list").iter();
+        let warnings: Vec<_> =
+            warnings.map(|warning| format!("{} {}", warning["field"], warning["type"]).replace('"', "")).collect();
+        assert_eq!(warnings, expected, "{name}: {answer}");
+    }
+}

@@ -43,6 +43,7 @@ fn warnings(steps: &Steps, known: Vec<KnownTool>) -> Vec<FieldError> {
                     Vec::new()
                 }
             }
+            Some(tool) if tool.needs_task => vec![tools::needs_task(&tool.tool)],
             Some(tool) => {
                 let given: Vec<&str> = step.mapping().iter().map(|(name, _)| name.as_str()).collect();
                 let schema = tool.input_schema.as_ref().map(|schema| &*schema.0);
