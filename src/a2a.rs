@@ -8,6 +8,7 @@ pub mod canonical;
 pub mod card;
 pub mod reply;
 pub mod request;
+pub mod shown;
 pub mod signature;
 pub mod state;
 pub mod stream;

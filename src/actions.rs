@@ -23,6 +23,7 @@ pub mod save_trigger;
 pub mod save_workflow;
 pub mod saved_views;
 pub mod start_run;
+pub mod task_pushes;
 pub mod webhooks;
 
 use serde_json::{Map, Value, value::RawValue};

@@ -395,7 +395,7 @@ pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::
     let pool = db::pool(settings);
     let rotation = rotate_keys::rotate_keys(&pool, vault).await;
     db::close(&pool).await;
-    let Rotation { changed, current, failed, failed_webhooks, failed_triggers } = rotation?;
+    let Rotation { changed, current, failed, failed_webhooks, failed_triggers, failed_pushes } = rotation?;
     for (id, sealed) in &failed {
         eprintln!("{id}: its credentials are {sealed}");
     }
@@ -405,7 +405,10 @@ pub async fn rotate_keys(settings: &config::Database, vault: &Vault) -> anyhow::
     for (id, sealed) in &failed_triggers {
         eprintln!("trigger {id}: its secrets are {sealed}");
     }
-    let failures = failed.len() + failed_webhooks.len() + failed_triggers.len();
+    for (id, sealed) in &failed_pushes {
+        eprintln!("push notification {id}: its secrets are {sealed}");
+    }
+    let failures = failed.len() + failed_webhooks.len() + failed_triggers.len() + failed_pushes.len();
     println!("{changed} encrypted, {current} unchanged, {failures} failed");
     Ok(failures == 0)
 }

@@ -109,6 +109,50 @@ impl Level {
     }
 }
 
+/// State of a run as other protocols show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It has not begun.
+    Submitted,
+    /// It goes on.
+    Working,
+    /// It waits for an answer.
+    Waiting,
+    /// It has ended well.
+    Completed,
+    /// It has failed.
+    Failed,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl State {
+    /// State of a run with that status. Another program may write other statuses while a run goes on.
+    #[must_use]
+    pub fn of(status: &str, is_waiting: bool) -> Self {
+        match RunStatus::parse(status) {
+            Some(RunStatus::Pending) => Self::Submitted,
+            Some(RunStatus::Completed) => Self::Completed,
+            Some(RunStatus::Failed) => Self::Failed,
+            Some(RunStatus::Cancelled) => Self::Cancelled,
+            Some(RunStatus::Running) | None if is_waiting => Self::Waiting,
+            Some(RunStatus::Running) | None => Self::Working,
+        }
+    }
+
+    /// Whether the run has ended.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// Whether the run does not go on by itself.
+    #[must_use]
+    pub fn is_settled(self) -> bool {
+        self.is_terminal() || self == Self::Waiting
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,7 @@
 
 pub mod envelope;
 pub mod events;
+pub mod push;
 pub mod schedule;
 pub mod secret;
 

@@ -173,7 +173,8 @@ impl Webhooks {
             let pool = self.0.pool.clone();
             let maintained = db::bounded(async move {
                 rows::keep_partitions(&pool, kept_days).await?;
-                rows::replays::clean_up(&pool, kept_days).await
+                rows::replays::clean_up(&pool, kept_days).await?;
+                rows::pushes::clean_up(&pool).await
             });
             let pause = match maintained.await {
                 Ok(()) => MAINTAIN_EVERY,

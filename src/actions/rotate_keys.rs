@@ -1,5 +1,5 @@
-//! Key rotation: encrypts the credentials of all agents, and the secrets of all webhooks and triggers, with the first key
-//! while the service runs.
+//! Key rotation: encrypts the credentials of all agents, and the secrets of all webhooks, triggers and push notifications,
+//! with the first key while the service runs.
 
 use serde_json::value::RawValue;
 use sqlx::types::Json;
@@ -26,6 +26,8 @@ pub struct Rotation {
     pub failed_webhooks: Vec<(Uuid, DecryptError)>,
     /// Triggers whose secrets could not be decrypted, with the reason.
     pub failed_triggers: Vec<(Uuid, DecryptError)>,
+    /// Configurations of push notifications whose secrets could not be decrypted, with the reason.
+    pub failed_pushes: Vec<(Uuid, DecryptError)>,
 }
 
 /// Stored secrets of a row.
@@ -37,6 +39,7 @@ enum Table {
     Agents,
     Webhooks,
     Triggers,
+    Pushes,
 }
 
 impl Table {
@@ -45,6 +48,7 @@ impl Table {
             Self::Agents => db::agents::stored_configs(pool, behind, BATCH).await,
             Self::Webhooks => db::webhooks::stored(pool, behind, BATCH).await,
             Self::Triggers => db::inbound::stored_secrets(pool, behind, BATCH).await,
+            Self::Pushes => db::webhooks::pushes::stored(pool, behind, BATCH).await,
         }
     }
 
@@ -53,6 +57,7 @@ impl Table {
             Self::Agents => db::agents::stored_config(pool, id).await,
             Self::Webhooks => db::webhooks::stored_of(pool, id).await,
             Self::Triggers => db::inbound::stored_secrets_of(pool, id).await,
+            Self::Pushes => db::webhooks::pushes::stored_of(pool, id).await,
         }
     }
 
@@ -61,6 +66,7 @@ impl Table {
             Self::Agents => db::agents::replace_config(pool, then, now).await,
             Self::Webhooks => db::webhooks::replace_stored(pool, then, now).await,
             Self::Triggers => db::inbound::replace_secrets(pool, then, now).await,
+            Self::Pushes => db::webhooks::pushes::replace_stored(pool, then, now).await,
         }
     }
 
@@ -69,6 +75,7 @@ impl Table {
             Self::Agents => &mut rotation.failed,
             Self::Webhooks => &mut rotation.failed_webhooks,
             Self::Triggers => &mut rotation.failed_triggers,
+            Self::Pushes => &mut rotation.failed_pushes,
         }
     }
 }
@@ -77,7 +84,7 @@ impl Table {
 /// repeat finds nothing left to do.
 pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db::Error> {
     let mut rotation = Rotation::default();
-    for table in [Table::Agents, Table::Webhooks, Table::Triggers] {
+    for table in [Table::Agents, Table::Webhooks, Table::Triggers, Table::Pushes] {
         let mut last = Uuid::nil();
         loop {
             let batch = table.page(pool, last).await?;

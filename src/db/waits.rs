@@ -13,7 +13,14 @@ use super::{
     executions::StepBegin,
     family::{family, questions_of_family},
 };
-use crate::{access::OrganizationId, run::RunStatus, timestamp::Timestamp, workflow::FlowKeys};
+use crate::{
+    a2a::shown,
+    access::OrganizationId,
+    input::{member, text},
+    run::RunStatus,
+    timestamp::Timestamp,
+    workflow::FlowKeys,
+};
 
 /// Maximum nesting depth of runs.
 pub const MAX_NESTING: i16 = 16;
@@ -423,6 +430,61 @@ impl Question {
     #[must_use]
     pub fn name(&self) -> String {
         self.round.map_or_else(|| self.attempt_id.clone(), |round| format!("{}.{round}", self.attempt_id))
+    }
+
+    /// Id of the sub-run that asks, if it is not that run itself.
+    #[must_use]
+    pub fn sub_run(&self, run_id: &str) -> Option<&str> {
+        Some(self.run_id.as_str()).filter(|asking| *asking != run_id)
+    }
+
+    /// Text for people: what the step says in `question`, `message` or `text`, else a sentence about it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        if let Some(asked) = &self.question {
+            // The agent's words are not those of the step.
+            let said = member(&asked.0, "text").and_then(text).filter(|text| !text.is_empty());
+            return said.unwrap_or_else(|| {
+                let what = if self.approval.is_some() { "an authorisation" } else { "an answer" };
+                format!("The agent of the step '{}' waits for {what}", self.step_id)
+            });
+        }
+        let input = self.input_data.as_ref().map(|input| &*input.0);
+        let said = |name| input.and_then(|input| member(input, name)).and_then(text).filter(|text| !text.is_empty());
+        ["question", "message", "text"].into_iter().find_map(said).unwrap_or_else(|| {
+            let what = if self.approval.is_some() { "an approval" } else { "an answer" };
+            format!("The step '{}' waits for {what}", self.step_id)
+        })
+    }
+
+    /// JSON Schema of the answer, if the agent that asks has given one.
+    #[must_use]
+    pub fn answer_schema(&self) -> Option<&RawValue> {
+        member(&self.question.as_ref()?.0, "answer_schema").filter(|schema| schema.get() != "null")
+    }
+
+    /// Role that an approval or a question requires.
+    #[must_use]
+    pub fn role(&self) -> Option<String> {
+        let json = self.approval.as_ref().or(self.question.as_ref());
+        json.and_then(|json| member(&json.0, "role")).and_then(text)
+    }
+
+    /// The question as A2A clients see it, among those of the run.
+    #[must_use]
+    pub fn shown(&self, run_id: &str) -> shown::Question<'_> {
+        shown::Question {
+            text: self.text(),
+            question_id: self.name(),
+            step_id: &self.step_id,
+            sub_run_id: self.sub_run(run_id),
+            is_approval: self.approval.is_some(),
+            role: self.role(),
+            expires_at: self.expires_at,
+            // The input of a step whose agent asks was for the agent.
+            input: self.input_data.as_ref().filter(|_| self.question.is_none()).map(|input| &*input.0),
+            answer_schema: self.answer_schema(),
+        }
     }
 }
 

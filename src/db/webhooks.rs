@@ -2,6 +2,7 @@
 
 pub mod deliveries;
 pub mod fan_out;
+pub mod pushes;
 pub mod replays;
 pub mod sending;
 
@@ -83,13 +84,13 @@ pub fn seal(vault: &Vault, id: Uuid, sealed: &Sealed) -> Json<Box<RawValue>> {
     Json(vault.encrypt(id, &input::to_raw(sealed)))
 }
 
-/// Finds the organisation's endpoint.
+/// Finds the organisation's endpoint. Here and below queues of push notifications are none.
 pub async fn find(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
     id: Uuid,
 ) -> Result<Option<WebhookRow>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE id = $1 AND organization_id = $2");
+    let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE id = $1 AND organization_id = $2 AND lane IS NULL");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
@@ -99,7 +100,8 @@ pub async fn lock(
     organization: &OrganizationId,
     id: Uuid,
 ) -> Result<Option<WebhookRow>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE id = $1 AND organization_id = $2 FOR UPDATE");
+    let sql =
+        format!("SELECT {COLUMNS} FROM webhooks WHERE id = $1 AND organization_id = $2 AND lane IS NULL FOR UPDATE");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
@@ -115,12 +117,14 @@ pub async fn list(
     page: &PageRequest,
 ) -> Result<Page<WebhookRow>, Error> {
     let order = Order { column: "created_at", ascending: true };
-    list::fetch(conn, &Plan::short(Conditions::organization(organization), order), page, None).await
+    let conditions = Conditions::organization(organization).holds("lane IS NULL");
+    list::fetch(conn, &Plan::short(conditions, order), page, None).await
 }
 
 /// All endpoints of the organisation; there are few.
 pub async fn all(db: impl PgExecutor<'_>, organization: &OrganizationId) -> Result<Vec<WebhookRow>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE organization_id = $1 ORDER BY created_at, id");
+    let sql =
+        format!("SELECT {COLUMNS} FROM webhooks WHERE organization_id = $1 AND lane IS NULL ORDER BY created_at, id");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).fetch_all(db).await?)
 }
 
@@ -131,7 +135,8 @@ pub async fn all_named(
     prefix: &str,
 ) -> Result<Vec<WebhookRow>, Error> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM webhooks WHERE organization_id = $1 AND starts_with(name, $2) ORDER BY name, created_at, id"
+        "SELECT {COLUMNS} FROM webhooks
+         WHERE organization_id = $1 AND lane IS NULL AND starts_with(name, $2) ORDER BY name, created_at, id"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(prefix).fetch_all(conn).await?)
 }
@@ -142,7 +147,9 @@ pub async fn lock_by_name(
     organization: &OrganizationId,
     name: &str,
 ) -> Result<Vec<WebhookRow>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM webhooks WHERE organization_id = $1 AND name = $2 ORDER BY id FOR UPDATE");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM webhooks WHERE organization_id = $1 AND lane IS NULL AND name = $2 ORDER BY id FOR UPDATE"
+    );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(name).fetch_all(conn).await?)
 }
 
@@ -150,7 +157,7 @@ pub async fn lock_by_name(
 pub async fn count_alone(conn: &mut PgConnection, organization: &OrganizationId) -> Result<i64, Error> {
     let sql = "SELECT pg_advisory_xact_lock(hashtextextended('webhooks/' || $1, 0))";
     sqlx::query(sql).bind(organization.as_str()).execute(&mut *conn).await?;
-    let sql = "SELECT count(*) FROM webhooks WHERE organization_id = $1";
+    let sql = "SELECT count(*) FROM webhooks WHERE organization_id = $1 AND lane IS NULL";
     Ok(sqlx::query_scalar(sql).bind(organization.as_str()).fetch_one(conn).await?)
 }
 
@@ -245,7 +252,7 @@ pub async fn reset_state(conn: &mut PgConnection, id: Uuid) -> Result<(), Error>
     Ok(())
 }
 
-/// Disables an endpoint on behalf of the service, records it in the audit trail, and tells the organisation's other
+/// Disables an endpoint, but no queue of push notifications, on behalf of the service, records it in the audit trail, and tells the organisation's other
 /// endpoints. Returns `None` if it is disabled or deleted already.
 pub(super) async fn give_up(
     conn: &mut PgConnection,
@@ -256,7 +263,7 @@ pub(super) async fn give_up(
 ) -> Result<Option<GivenUp>, Error> {
     let sql = "UPDATE webhooks SET enabled = false, disabled_reason = $2, disabled_at = $3 AT TIME ZONE 'UTC',
                    updated_by = $4, updated_at = $3 AT TIME ZONE 'UTC'
-               WHERE id = $1 AND enabled RETURNING id, organization_id, name, url";
+               WHERE id = $1 AND enabled AND lane IS NULL RETURNING id, organization_id, name, url";
     let query = sqlx::query_as(sql).bind(id).bind(reason).bind(at).bind(Actor::SYSTEM);
     let Some(given_up): Option<GivenUp> = query.fetch_optional(&mut *conn).await? else { return Ok(None) };
     let organization = OrganizationId::stored(&given_up.organization_id);
@@ -303,8 +310,9 @@ pub struct Counts {
 
 /// Counts for the metrics.
 pub async fn counts(pool: &Pool) -> Result<Counts, Error> {
-    let sql = "SELECT count(*) FILTER (WHERE enabled) AS enabled, count(*) FILTER (WHERE NOT enabled) AS disabled,
-                   count(*) FILTER (WHERE enabled AND s.failures >= 4) AS failing,
+    let sql = "SELECT count(*) FILTER (WHERE enabled AND lane IS NULL) AS enabled,
+                   count(*) FILTER (WHERE NOT enabled) AS disabled,
+                   count(*) FILTER (WHERE enabled AND lane IS NULL AND s.failures >= 4) AS failing,
                    coalesce(greatest(extract(epoch FROM now() - min(due.at) FILTER (WHERE enabled)), 0), 0)::float8
                        AS oldest_due_seconds
                FROM webhooks w JOIN webhook_states s ON s.webhook_id = w.id LEFT JOIN LATERAL (
@@ -341,7 +349,7 @@ pub type StoredSecrets = (Uuid, Json<Box<RawValue>>);
 
 /// Page of endpoints, at most `limit`, ordered by id after `behind`.
 pub async fn stored(db: impl PgExecutor<'_>, behind: Uuid, limit: i64) -> Result<Vec<StoredSecrets>, Error> {
-    let sql = "SELECT id, sealed FROM webhooks WHERE id > $1 ORDER BY id LIMIT $2";
+    let sql = "SELECT id, sealed FROM webhooks WHERE id > $1 AND lane IS NULL ORDER BY id LIMIT $2";
     Ok(sqlx::query_as(sql).bind(behind).bind(limit).fetch_all(db).await?)
 }
 

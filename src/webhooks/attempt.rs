@@ -7,6 +7,7 @@ use reqwest::{RequestBuilder, Response};
 use url::Url;
 
 use crate::{
+    a2a::Version,
     clock::Clock,
     db::webhooks::{
         self as rows,
@@ -104,24 +105,26 @@ impl Sending {
         (ended, error, answer)
     }
 
-    /// The signed request.
+    /// The request: signed, or of a push notification with the token and the credentials of its client.
     fn request(&self, claimed: &Claimed, number: i32) -> Result<RequestBuilder, (Ended, &'static str)> {
         let unusable = |error| (Ended::NotAllowed, error);
-        let sealed = rows::open(&self.vault, claimed.webhook_id, &claimed.sealed.0)
+        let sealed = rows::open(&self.vault, claimed.push_id.unwrap_or(claimed.webhook_id), &claimed.sealed.0)
             .map_err(|_| unusable("the secret cannot be decrypted: ENCRYPTION_KEY lacks its key"))?;
         let url = Url::parse(&claimed.url).map_err(|_| unusable("the URL is not valid"))?;
         let now = self.clock.now().timestamp();
         let id = wire_id(claimed.event_id);
-        let signed = signatures(&sealed.valid_at(now), &id, now, &claimed.body);
+        let version = claimed.protocol.as_deref().and_then(Version::parse);
+        let signed = version.is_none().then(|| signatures(&sealed.valid_at(now), &id, now, &claimed.body));
         let mut request = self.hooks.post(url).map_err(|_| unusable(NOT_ALLOWED))?;
         for (name, value) in sealed.headers {
             request = request.header(name, value);
         }
+        if let Some(signed) = signed {
+            request = request.header("webhook-timestamp", now).header("webhook-signature", signed);
+        }
         request = request
-            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONTENT_TYPE, version.map_or("application/json", Version::notification_type))
             .header("webhook-id", id)
-            .header("webhook-timestamp", now)
-            .header("webhook-signature", signed)
             .header(ATTEMPT_HEADER, number)
             .header(DEPTH_HEADER, claimed.depth);
         if let Some(traceparent) = &claimed.traceparent {
@@ -247,6 +250,8 @@ mod tests {
             lease: Uuid::nil(),
             url,
             sealed: sqlx::types::Json(RawValue::from_string("{}".to_owned()).expect("JSON")),
+            push_id: None,
+            protocol: None,
         };
         for (number, expected) in
             [Ended::Status(204), Ended::NotAllowed, Ended::NotAllowed, Ended::NotAllowed, Ended::Status(204)]

@@ -5,9 +5,12 @@ import uuid
 
 import httpx
 from a2a.client import ClientConfig, ClientFactory
-from a2a.types import Message, Part, Role, TaskIdParams, TaskQueryParams, TaskState, TextPart
+from a2a.types import (
+    GetTaskPushNotificationConfigParams, Message, Part, PushNotificationAuthenticationInfo, PushNotificationConfig, Role,
+    Task, TaskIdParams, TaskPushNotificationConfig, TaskQueryParams, TaskState, TextPart,
+)
 
-from exposed import URL, define
+from exposed import URL, Receiver, define
 
 
 def message(text, **ids):
@@ -21,6 +24,34 @@ async def last(stream):
     async for event in stream:
         task = event[0]
     return task
+
+
+async def pushes(name):
+    """Push notifications, from the message on, and the methods about them."""
+    receiver = Receiver()
+    authentication = PushNotificationAuthenticationInfo(schemes=["Bearer"], credentials="my-credentials")
+    push = PushNotificationConfig(url=receiver.url, token="my-token", authentication=authentication)
+    http = httpx.AsyncClient(timeout=70)
+    config = ClientConfig(streaming=False, httpx_client=http, push_notification_configs=[push])
+    client = await ClientFactory.connect(f"{URL}/a2a/default/{name}", client_config=config)
+    task = await last(client.send_message(message("hello")))
+
+    def state(body):
+        told = Task.model_validate(body)
+        assert told.id == task.id, told
+        return told.status.state
+
+    for headers, _ in receiver.until(lambda body: state(body) == TaskState.input_required):
+        assert headers["content-type"] == "application/json", headers
+        assert headers["authorization"] == "Bearer my-credentials", headers
+        assert headers["x-a2a-notification-token"] == "my-token", headers
+    other = PushNotificationConfig(id="other", url=receiver.url)
+    made = await client.set_task_callback(TaskPushNotificationConfig(task_id=task.id, push_notification_config=other))
+    assert made.push_notification_config.id == "other", made
+    found = await client.get_task_callback(GetTaskPushNotificationConfigParams(id=task.id))
+    assert found.push_notification_config.url == receiver.url, found
+    await client.cancel_task(TaskIdParams(id=task.id))
+    receiver.until(lambda body: state(body) == TaskState.canceled)
 
 
 async def main():
@@ -41,6 +72,7 @@ async def main():
         task = await last(client.send_message(message("hello")))
         cancelled = await client.cancel_task(TaskIdParams(id=task.id))
         assert cancelled.status.state == TaskState.canceled, cancelled
+    await pushes(name)
     print("a2a-sdk 0.3: the workflow is an agent")
 
 

@@ -6,12 +6,15 @@ import uuid
 import httpx
 from a2a.client import ClientConfig, create_client
 from a2a.types import (
-    CancelTaskRequest, GetTaskRequest, ListTasksRequest, Message, Part, Role, SendMessageConfiguration,
-    SendMessageRequest, SubscribeToTaskRequest, TaskState,
+    AuthenticationInfo, CancelTaskRequest, DeleteTaskPushNotificationConfigRequest, GetTaskPushNotificationConfigRequest,
+    GetTaskRequest, ListTaskPushNotificationConfigsRequest, ListTasksRequest, Message, Part, Role, SendMessageConfiguration,
+    SendMessageRequest, StreamResponse, SubscribeToTaskRequest, TaskPushNotificationConfig, TaskState,
 )
 from a2a.utils.errors import TaskNotFoundError
 
-from exposed import URL, define
+from google.protobuf.json_format import ParseDict
+
+from exposed import URL, Receiver, define
 
 
 def message(text, **ids):
@@ -21,6 +24,36 @@ def message(text, **ids):
 
 async def events(stream):
     return [event async for event in stream]
+
+
+async def pushes(client):
+    """Push notifications, from the message on, and the methods about them."""
+    receiver = Receiver()
+    authentication = AuthenticationInfo(scheme="Bearer", credentials="my-credentials")
+    push = TaskPushNotificationConfig(url=receiver.url, token="my-token", authentication=authentication)
+    configuration = SendMessageConfiguration(return_immediately=True, task_push_notification_config=push)
+    [started] = await events(client.send_message(SendMessageRequest(message=message("hello"), configuration=configuration)))
+    id = started.task.id
+
+    def state(body):
+        update = ParseDict(body, StreamResponse()).status_update
+        assert update.task_id == id, update
+        return update.status.state
+
+    for headers, _ in receiver.until(lambda body: state(body) == TaskState.TASK_STATE_INPUT_REQUIRED):
+        assert headers["content-type"] == "application/a2a+json", headers
+        assert headers["authorization"] == "Bearer my-credentials", headers
+        assert headers["x-a2a-notification-token"] == "my-token", headers
+    other = await client.create_task_push_notification_config(
+        TaskPushNotificationConfig(task_id=id, id="other", url=receiver.url))
+    assert other.id == "other", other
+    listed = await client.list_task_push_notification_configs(ListTaskPushNotificationConfigsRequest(task_id=id))
+    assert sorted(one.id for one in listed.configs) == sorted([id, "other"]), listed
+    await client.delete_task_push_notification_config(DeleteTaskPushNotificationConfigRequest(task_id=id, id="other"))
+    found = await client.get_task_push_notification_config(GetTaskPushNotificationConfigRequest(task_id=id, id=id))
+    assert (found.url, found.token, found.authentication.scheme) == (receiver.url, "", "Bearer"), found
+    await client.cancel_task(CancelTaskRequest(id=id))
+    receiver.until(lambda body: state(body) == TaskState.TASK_STATE_CANCELED)
 
 
 async def main():
@@ -64,6 +97,7 @@ async def main():
         raise AssertionError("there is no such task")
     except TaskNotFoundError:
         pass
+    await pushes(client)
     await client.close()
     print("a2a-sdk 1.x: the workflow is an agent")
 

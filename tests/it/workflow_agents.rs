@@ -1,5 +1,7 @@
 //! Workflows as A2A agents, in both versions of the protocol.
 
+mod pushes;
+
 use std::{pin::pin, time::Duration};
 
 use axum::body::Body;
@@ -109,10 +111,7 @@ async fn the_card_of_an_exposed_workflow_is_valid_in_both_versions(pool: PgPool)
         (&card["url"], &card["preferredTransport"], &card["protocolVersion"]),
         (&json!(url), &json!("JSONRPC"), &json!("0.3.0"))
     );
-    assert_eq!(
-        card["capabilities"],
-        json!({"streaming": true, "pushNotifications": false, "extendedAgentCard": false})
-    );
+    assert_eq!(card["capabilities"], json!({"streaming": true, "pushNotifications": true, "extendedAgentCard": false}));
     assert_eq!((&card["name"], &card["version"]), (&json!("say it"), &json!("1")));
     assert_eq!(card["skills"][0]["examples"], json!(["Say hello"]));
     assert!(card["description"].as_str().is_some_and(|text| !text.is_empty()));
@@ -233,8 +232,6 @@ async fn what_is_wrong_with_a_call_is_an_error_of_the_protocol(pool: PgPool) {
         message["message"][name] = value.clone();
         message
     };
-    let mut push = message_1("m-3", &text);
-    push["configuration"] = json!({"taskPushNotificationConfig": {"url": "http://127.0.0.1/"}});
     for (headers, method, params, code, reason) in [
         (&V1[..], "GetTask", json!({"id": "run-x"}), -32001, "TASK_NOT_FOUND"),
         (&V1, "CancelTask", json!({"id": "run-x"}), -32001, "TASK_NOT_FOUND"),
@@ -244,9 +241,6 @@ async fn what_is_wrong_with_a_call_is_an_error_of_the_protocol(pool: PgPool) {
         (&V1, "CancelTask", json!({"id": id}), -32002, "TASK_NOT_CANCELABLE"),
         (&V1, "SubscribeToTask", json!({"id": id}), -32004, "UNSUPPORTED_OPERATION"),
         (&V1, "SendMessage", with("taskId", id), -32004, "UNSUPPORTED_OPERATION"),
-        (&V1, "SendMessage", push, -32003, "PUSH_NOTIFICATION_NOT_SUPPORTED"),
-        (&V1, "CreateTaskPushNotificationConfig", json!({}), -32003, "PUSH_NOTIFICATION_NOT_SUPPORTED"),
-        (&V0, "tasks/pushNotificationConfig/set", json!({}), -32003, "PUSH_NOTIFICATION_NOT_SUPPORTED"),
         (&V1, "GetExtendedAgentCard", json!({}), -32004, "UNSUPPORTED_OPERATION"),
         (&V0, "agent/getAuthenticatedExtendedCard", json!({}), -32007, "EXTENDED_AGENT_CARD_NOT_CONFIGURED"),
         (&V1, "SendMessage", message_1("m-4", &json!([{"url": "http://x/"}])), -32005, "CONTENT_TYPE_NOT_SUPPORTED"),

@@ -126,6 +126,11 @@ const SELDOM: &str = "
         SELECT gen_random_uuid(), id, 'failed', now(), now(), 'deliveries', 'me' FROM webhooks;
     INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, body, state)
         SELECT id, id, 'default', id, 'run.failed', now(), '{}', 'failed' FROM webhooks;
+    INSERT INTO webhooks (id, organization_id, name, lane) VALUES (gen_random_uuid(), 'default', 'push notifications', 1);
+    INSERT INTO task_pushes (id, organization_id, run_id, name, url, protocol, sealed, webhook_id, created_by)
+        SELECT id, 'default', 'run-1', 'a', 'https://example.com/', '1.0', '{}', id, 'me' FROM webhooks WHERE lane = 1;
+    INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, body, state, push_id)
+        SELECT id, id, 'default', id, 'run.failed', now(), '{}', 'failed', id FROM webhooks WHERE lane = 1;
     INSERT INTO webhook_attempts (id, delivery_id, created_at, number, started_at, duration_ms, outcome, is_internal)
         SELECT id, id, created_at, 1, now(), 1, 'network', false FROM webhook_deliveries;
     INSERT INTO workflow_silences (organization_id, workflow_name) VALUES ('default', 'w');

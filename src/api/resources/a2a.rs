@@ -6,10 +6,10 @@
 pub mod card;
 mod errors;
 mod message;
+mod pushes;
 mod stream;
 mod tasks;
 mod version;
-mod wire;
 
 use axum::{
     extract::{FromRequestParts, Path, State},
@@ -19,9 +19,10 @@ use http::{HeaderMap, Uri, request::Parts};
 
 use self::{
     errors::{A2aError, Failure},
-    version::{Method, Version},
+    version::Method,
 };
 use crate::{
+    a2a::Version,
     access::Permission,
     api::vocabulary::{
         app::App,
@@ -137,16 +138,16 @@ pub async fn call_agent(
 impl AgentCall {
     async fn answer(self, method: Method) -> Result<Response, Failure> {
         let needs = match method {
-            Method::Send | Method::Stream | Method::Cancel => Permission::RunsWrite,
-            Method::Get | Method::List | Method::Subscribe => Permission::RunsRead,
-            Method::PushConfig => {
-                let text = "Push notifications are not supported";
-                return Err(A2aError::PushNotificationNotSupported.with(text, &[]).into());
+            Method::Send | Method::Stream | Method::Cancel | Method::CreatePush | Method::DeletePush => {
+                Permission::RunsWrite
+            }
+            Method::Get | Method::List | Method::Subscribe | Method::GetPush | Method::ListPushes => {
+                Permission::RunsRead
             }
             Method::ExtendedCard => {
                 let (error, text) = match self.version {
-                    Version::V0_3 => (A2aError::ExtendedCardNotConfigured, "There is no extended agent card"),
-                    Version::V1_0 => (A2aError::UnsupportedOperation, "Extended agent cards are not supported"),
+                    Version::V03 => (A2aError::ExtendedCardNotConfigured, "There is no extended agent card"),
+                    Version::V1 => (A2aError::UnsupportedOperation, "Extended agent cards are not supported"),
                 };
                 return Err(error.with(text, &[]).into());
             }
@@ -164,7 +165,11 @@ impl AgentCall {
             }
             Method::Get => self.get().await?,
             Method::List => self.list().await?,
-            Method::Cancel | Method::PushConfig | Method::ExtendedCard => self.cancel().await?,
+            Method::CreatePush => self.create_push().await?,
+            Method::GetPush => self.get_push().await?,
+            Method::ListPushes => self.list_pushes().await?,
+            Method::DeletePush => self.delete_push().await?,
+            Method::Cancel | Method::ExtendedCard => self.cancel().await?,
         };
         let mut response = json_rpc::succeeded(id.as_deref(), &result);
         waited.map(|waited| response.extensions_mut().insert(waited));

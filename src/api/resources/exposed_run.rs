@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::value::RawValue;
 
 use crate::{
+    a2a::shown,
     actions::answer_callback::{self, AnswerError, Answered},
     api::vocabulary::{app::App, caller::Caller, error::ApiError, prefer::Patience},
     db::{
@@ -13,59 +14,13 @@ use crate::{
         runs::TaskRow,
         waits::{self, Question},
     },
-    input::{member, text},
-    run::RunStatus,
+    run::State,
 };
 
 /// Maximum number of questions that are shown of a run.
 const MAX_QUESTIONS: i64 = 20;
 /// Maximum bytes of the input of a step that is shown with its question.
 const MAX_QUESTION_BYTES: i32 = 64 << 10;
-
-/// State of a run for other protocols.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// It has not begun.
-    Submitted,
-    /// It goes on.
-    Working,
-    /// It waits for an answer.
-    Waiting,
-    /// It has ended well.
-    Completed,
-    /// It has failed.
-    Failed,
-    /// It was cancelled.
-    Cancelled,
-}
-
-impl State {
-    /// State of a run.
-    #[must_use]
-    pub fn of(row: &TaskRow) -> Self {
-        match RunStatus::parse(&row.status) {
-            Some(RunStatus::Pending) => Self::Submitted,
-            Some(RunStatus::Completed) => Self::Completed,
-            Some(RunStatus::Failed) => Self::Failed,
-            Some(RunStatus::Cancelled) => Self::Cancelled,
-            // Another program may write other statuses while a run goes on.
-            Some(RunStatus::Running) | None if row.is_waiting => Self::Waiting,
-            Some(RunStatus::Running) | None => Self::Working,
-        }
-    }
-
-    /// Whether the run has ended.
-    #[must_use]
-    pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
-    }
-
-    /// Whether the run does not go on by itself.
-    #[must_use]
-    pub fn is_settled(self) -> bool {
-        self.is_terminal() || self == Self::Waiting
-    }
-}
 
 /// Run with what it waits for, and with its output.
 pub struct ExposedRun {
@@ -87,7 +42,13 @@ impl ExposedRun {
     /// State of the run.
     #[must_use]
     pub fn state(&self) -> State {
-        State::of(&self.row)
+        self.row.state()
+    }
+
+    /// Its questions as A2A clients see them.
+    #[must_use]
+    pub fn asked(&self) -> Vec<shown::Question<'_>> {
+        self.questions.iter().map(|question| question.shown(&self.row.run_id)).collect()
     }
 
     /// Reads what belongs to the row.
@@ -150,7 +111,7 @@ pub async fn until_settled(
                 );
             }
         }
-        let Some(watch) = watch.as_mut().filter(|_| !State::of(&latest).is_settled()) else { break };
+        let Some(watch) = watch.as_mut().filter(|_| !latest.state().is_settled()) else { break };
         let changed = async {
             tokio::select! {
                 goes_on = watch.changed() => goes_on,
@@ -202,12 +163,6 @@ pub fn chosen<'a>(
     }
 }
 
-/// Id of the sub-run that asks, if it is not the run itself.
-#[must_use]
-pub fn sub_run<'a>(question: &'a Question, run_id: &str) -> Option<&'a str> {
-    Some(question.run_id.as_str()).filter(|asking| *asking != run_id)
-}
-
 /// Answers a question on behalf of the caller. A repeat with the same key changes nothing.
 pub async fn answer(
     app: &App,
@@ -228,36 +183,4 @@ pub async fn answer(
         Err(AnswerError::Key(ClaimError::Repeated(_))) => Ok(()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Text of a question for people: what the step says in `question`, `message` or `text`, else a sentence about it.
-#[must_use]
-pub fn question_text(question: &Question) -> String {
-    if let Some(asked) = &question.question {
-        // The agent's words are not those of the step.
-        let said = member(&asked.0, "text").and_then(text).filter(|text| !text.is_empty());
-        return said.unwrap_or_else(|| {
-            let what = if question.approval.is_some() { "an authorisation" } else { "an answer" };
-            format!("The agent of the step '{}' waits for {what}", question.step_id)
-        });
-    }
-    let input = question.input_data.as_ref().map(|input| &*input.0);
-    let said = |name| input.and_then(|input| member(input, name)).and_then(text).filter(|text| !text.is_empty());
-    ["question", "message", "text"].into_iter().find_map(said).unwrap_or_else(|| {
-        let what = if question.approval.is_some() { "an approval" } else { "an answer" };
-        format!("The step '{}' waits for {what}", question.step_id)
-    })
-}
-
-/// JSON Schema of the answer, if the agent that asks has given one.
-#[must_use]
-pub fn answer_schema(question: &Question) -> Option<&RawValue> {
-    member(&question.question.as_ref()?.0, "answer_schema").filter(|schema| schema.get() != "null")
-}
-
-/// Role that an approval or a question requires.
-#[must_use]
-pub fn role(question: &Question) -> Option<String> {
-    let json = question.approval.as_ref().or(question.question.as_ref());
-    json.and_then(|json| member(&json.0, "role")).and_then(text)
 }

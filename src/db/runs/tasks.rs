@@ -3,7 +3,7 @@
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgExecutor, types::Json};
 
-use crate::{access::OrganizationId, db::Error, timestamp::Timestamp};
+use crate::{a2a::shown, access::OrganizationId, db::Error, run::State, timestamp::Timestamp};
 
 /// SQL condition on a row of `workflow_runs`: one of its steps, or of those of its sub-runs, waits for an answer.
 macro_rules! waiting {
@@ -39,6 +39,26 @@ pub struct TaskRow {
     pub error_message: Option<String>,
     /// Whether one of its steps, or of those of its sub-runs, waits for an answer.
     pub is_waiting: bool,
+}
+
+impl TaskRow {
+    /// State of the run.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State::of(&self.status, self.is_waiting)
+    }
+
+    /// The run as A2A clients see it.
+    #[must_use]
+    pub fn shown(&self) -> shown::Run<'_> {
+        shown::Run {
+            id: &self.run_id,
+            context_id: self.context_id.as_deref().unwrap_or(&self.run_id),
+            state: self.state(),
+            updated_at: self.updated_at,
+            error: self.error_message.as_deref(),
+        }
+    }
 }
 
 /// Those of these runs that the organisation has, in their order.

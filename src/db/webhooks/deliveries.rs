@@ -1,4 +1,4 @@
-//! The log of deliveries, and sending one again.
+//! The log of deliveries, making new ones, and sending one again.
 
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor};
@@ -84,13 +84,14 @@ pub async fn list(
     list::fetch(conn, &Plan::long(conditions, &["webhook_id"], order), page, None).await
 }
 
-/// Finds a delivery of the organisation.
+/// Finds a delivery of the organisation to a webhook.
 pub async fn find(
     db: impl PgExecutor<'_>,
     organization: &OrganizationId,
     id: Uuid,
 ) -> Result<Option<DeliveryRow>, Error> {
-    let sql = format!("SELECT {COLUMNS} FROM webhook_deliveries WHERE id = $1 AND organization_id = $2");
+    let sql =
+        format!("SELECT {COLUMNS} FROM webhook_deliveries WHERE id = $1 AND organization_id = $2 AND push_id IS NULL");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(db).await?)
 }
 
@@ -140,7 +141,7 @@ pub struct Locked {
 pub async fn lock(conn: &mut PgConnection, organization: &OrganizationId, id: Uuid) -> Result<Option<Locked>, Error> {
     let sql = "SELECT d.webhook_id, w.name AS webhook_name, w.enabled AS is_enabled, d.state
                FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id
-               WHERE d.id = $1 AND d.organization_id = $2 FOR NO KEY UPDATE OF d FOR SHARE OF w";
+               WHERE d.id = $1 AND d.organization_id = $2 AND w.lane IS NULL FOR NO KEY UPDATE OF d FOR SHARE OF w";
     Ok(sqlx::query_as(sql).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
@@ -152,6 +153,57 @@ pub async fn send_again(conn: &mut PgConnection, id: Uuid, with_schedule: bool) 
                    state = 'pending', due_at = now(), ended_at = NULL
                WHERE id = $1 AND lease IS NULL";
     sqlx::query(sql).bind(id).bind(with_schedule).execute(conn).await?;
+    Ok(())
+}
+
+/// Delivery to make.
+#[derive(Debug)]
+pub(super) struct NewDelivery<'a> {
+    pub(super) webhook_id: Uuid,
+    pub(super) organization_id: &'a str,
+    pub(super) push_id: Option<Uuid>,
+    pub(super) event_id: Uuid,
+    pub(super) event_type: &'a str,
+    pub(super) event_at: Timestamp,
+    pub(super) run_id: Option<&'a str>,
+    pub(super) seq: Option<i32>,
+    pub(super) body: String,
+    pub(super) traceparent: Option<&'a str>,
+    pub(super) depth: i32,
+    pub(super) is_enabled: bool,
+}
+
+/// Inserts deliveries in their order. They are due now, or held if the endpoint is disabled.
+pub(super) async fn insert(conn: &mut PgConnection, made: &[NewDelivery<'_>]) -> Result<(), Error> {
+    if made.is_empty() {
+        return Ok(());
+    }
+    let sql = "
+        INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body,
+            traceparent, depth, push_id, state, due_at)
+        SELECT id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body, traceparent, depth,
+            push_id, CASE WHEN enabled THEN 'pending' ELSE 'held' END, CASE WHEN enabled THEN now() END
+        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::timestamptz[], $7::text[], $8::int[],
+            $9::text[], $10::text[], $11::int[], $12::bool[], $13::uuid[]) WITH ORDINALITY
+            AS d (id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body, traceparent, depth,
+                enabled, push_id, number)
+        ORDER BY number";
+    sqlx::query(sql)
+        .bind(made.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.webhook_id).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.organization_id).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.event_id).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.event_type).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.event_at.as_naive_utc().and_utc()).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.run_id).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.seq).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.body.as_str()).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.traceparent).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.depth).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.is_enabled).collect::<Vec<_>>())
+        .bind(made.iter().map(|new| new.push_id).collect::<Vec<_>>())
+        .execute(conn)
+        .await?;
     Ok(())
 }
 

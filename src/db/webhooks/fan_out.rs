@@ -6,6 +6,10 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, types::Json};
 use uuid::Uuid;
 
+use super::{
+    deliveries::{self, NewDelivery},
+    pushes,
+};
 use crate::{
     db::{
         self, Error, Pool,
@@ -53,7 +57,8 @@ pub async fn fan_out(pool: &Pool, api: &str) -> Result<usize, Error> {
             let of_it = subscriptions.iter().filter(|of| of.organization_id == event.organization_id);
             wanted.extend(of_it.filter(|of| of.takes(event)).map(|of| (event, of)));
         }
-        deliver(conn, &wanted, api, false).await?;
+        deliver(&mut *conn, &wanted, api, false).await?;
+        pushes::deliver(conn, &taken).await?;
         Ok(taken.len())
     })
     .await
@@ -62,7 +67,7 @@ pub async fn fan_out(pool: &Pool, api: &str) -> Result<usize, Error> {
 /// Endpoints of these organisations. They are not changed before the transaction ends.
 async fn subscriptions(conn: &mut PgConnection, organizations: &[&str]) -> Result<Vec<Subscription>, Error> {
     let sql = "SELECT id, organization_id, event_types, workflow_names, filter, payload, enabled FROM webhooks
-               WHERE organization_id = ANY ($1) ORDER BY id FOR SHARE";
+               WHERE organization_id = ANY ($1) AND lane IS NULL ORDER BY id FOR SHARE";
     Ok(sqlx::query_as(sql).bind(organizations).fetch_all(conn).await?)
 }
 
@@ -153,11 +158,24 @@ pub(super) async fn deliver(
             .as_ref()
             .is_none_or(|filter| check_json(body.as_bytes()).map_or(true, |body| envelope::passes(filter, body)));
         if passes {
-            made.push((*event, *of, body.clone()));
+            made.push(NewDelivery {
+                webhook_id: of.id,
+                organization_id: &of.organization_id,
+                push_id: None,
+                event_id: event.id,
+                event_type: &event.event_type,
+                event_at: event.created_at,
+                run_id: event.run_id.as_deref(),
+                seq: event.seq,
+                body: body.clone(),
+                traceparent: event.traceparent.as_deref(),
+                depth: event::depth(&event.data.0),
+                is_enabled: of.enabled,
+            });
         }
     }
     if !is_dry {
-        insert(conn, &made).await?;
+        deliveries::insert(conn, &made).await?;
     }
     Ok(made.len())
 }
@@ -190,37 +208,4 @@ async fn callback_tokens(
     let attempts: Vec<String> = attempts.into_iter().collect();
     let found: Vec<(String, String)> = sqlx::query_as(sql).bind(attempts).fetch_all(conn).await?;
     Ok(found.into_iter().collect())
-}
-
-/// Inserts deliveries in their order. They are due now, or held if the endpoint is disabled.
-async fn insert(conn: &mut PgConnection, made: &[(&EventRow, &Subscription, String)]) -> Result<(), Error> {
-    if made.is_empty() {
-        return Ok(());
-    }
-    let sql = "
-        INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body,
-            traceparent, depth, state, due_at)
-        SELECT id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body, traceparent, depth,
-            CASE WHEN enabled THEN 'pending' ELSE 'held' END, CASE WHEN enabled THEN now() END
-        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::timestamptz[], $7::text[], $8::int[],
-            $9::text[], $10::text[], $11::int[], $12::bool[]) WITH ORDINALITY
-            AS d (id, webhook_id, organization_id, event_id, event_type, event_at, run_id, seq, body, traceparent, depth,
-                enabled, number)
-        ORDER BY number";
-    sqlx::query(sql)
-        .bind(made.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(_, of, _)| of.id).collect::<Vec<_>>())
-        .bind(made.iter().map(|(_, of, _)| of.organization_id.as_str()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| event.id).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| event.event_type.as_str()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| event.created_at.as_naive_utc().and_utc()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| event.run_id.as_deref()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| event.seq).collect::<Vec<_>>())
-        .bind(made.iter().map(|(.., body)| body.as_str()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| event.traceparent.as_deref()).collect::<Vec<_>>())
-        .bind(made.iter().map(|(event, ..)| event::depth(&event.data.0)).collect::<Vec<_>>())
-        .bind(made.iter().map(|(_, of, _)| of.enabled).collect::<Vec<_>>())
-        .execute(conn)
-        .await?;
-    Ok(())
 }

@@ -38,6 +38,9 @@ pub struct Claimed {
     pub lease: Uuid,
     pub url: String,
     pub sealed: Json<Box<RawValue>>,
+    /// Configuration of a push notification, and its version of A2A.
+    pub push_id: Option<Uuid>,
+    pub protocol: Option<String>,
 }
 
 /// Places of a process for deliveries that it sends.
@@ -101,7 +104,7 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, places: &Places) ->
                     AND (s.ordering = 'none' OR NOT EXISTS (
                         SELECT FROM webhook_deliveries e
                         WHERE e.webhook_id = d.webhook_id AND e.run_id = d.run_id AND e.place < d.place
-                            AND e.state = 'pending'))
+                            AND e.push_id IS NOT DISTINCT FROM d.push_id AND e.state = 'pending'))
                 ORDER BY d.due_at, d.place LIMIT s.free
             ) d
         ), shares AS (
@@ -123,9 +126,10 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, places: &Places) ->
                 due_at = t.at + make_interval(secs => $3)
             FROM taken t WHERE d.id = t.id AND d.created_at = t.created_at AND d.state = 'pending' AND d.due_at <= t.at
             RETURNING d.id, d.created_at, d.webhook_id, d.event_id, d.event_type, d.body, d.traceparent, d.depth,
-                d.attempts, d.schedule_from, d.is_single, d.is_test, d.lease, t.turn, t.served_at
+                d.attempts, d.schedule_from, d.is_single, d.is_test, d.lease, d.push_id, t.turn, t.served_at
         )
-        SELECT c.*, w.organization_id, w.url, w.sealed FROM claimed c JOIN webhooks w ON w.id = c.webhook_id
+        SELECT c.*, w.organization_id, coalesce(p.url, w.url) AS url, coalesce(p.sealed, w.sealed) AS sealed, p.protocol
+        FROM claimed c JOIN webhooks w ON w.id = c.webhook_id LEFT JOIN task_pushes p ON p.id = c.push_id
         ORDER BY turn, c.served_at";
     let query = sqlx::query_as(sql).bind(lead.as_secs_f64()).bind(lease).bind(LEASE.as_secs_f64()).bind(places.limit);
     let query = query.bind(MAX_ENDPOINTS).bind(schedule::MAX_TIMEOUTS).bind(places.free);

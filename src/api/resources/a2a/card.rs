@@ -190,7 +190,7 @@ fn card(
         supports_authenticated_extended_card: false,
         security: schemes.iter().map(|scheme| [(*scheme, Vec::new())].into()).collect(),
         provider: Provider { organization: organization.as_str(), url: &config.api.public_url },
-        capabilities: Capabilities { streaming: true, push_notifications: false, extended_agent_card: false },
+        capabilities: Capabilities { streaming: true, push_notifications: true, extended_agent_card: false },
         security_schemes: security_schemes(config),
         security_requirements: schemes
             .iter()

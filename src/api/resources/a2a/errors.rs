@@ -23,7 +23,6 @@ const DOMAIN: &str = "a2a-protocol.org";
 pub enum A2aError {
     TaskNotFound,
     TaskNotCancelable,
-    PushNotificationNotSupported,
     UnsupportedOperation,
     ContentTypeNotSupported,
     ExtendedCardNotConfigured,
@@ -35,7 +34,6 @@ impl A2aError {
         match self {
             Self::TaskNotFound => -32001,
             Self::TaskNotCancelable => -32002,
-            Self::PushNotificationNotSupported => -32003,
             Self::UnsupportedOperation => -32004,
             Self::ContentTypeNotSupported => -32005,
             Self::ExtendedCardNotConfigured => -32007,
@@ -47,7 +45,6 @@ impl A2aError {
         match self {
             Self::TaskNotFound => "TASK_NOT_FOUND",
             Self::TaskNotCancelable => "TASK_NOT_CANCELABLE",
-            Self::PushNotificationNotSupported => "PUSH_NOTIFICATION_NOT_SUPPORTED",
             Self::UnsupportedOperation => "UNSUPPORTED_OPERATION",
             Self::ContentTypeNotSupported => "CONTENT_TYPE_NOT_SUPPORTED",
             Self::ExtendedCardNotConfigured => "EXTENDED_AGENT_CARD_NOT_CONFIGURED",
@@ -107,6 +104,17 @@ pub fn invalid_params(errors: &[FieldError]) -> RpcError {
 #[must_use]
 pub fn invalid_param(field: &str, text: &str) -> RpcError {
     invalid_params(&[FieldError::rule(field, text)])
+}
+
+/// Errors of parameters, without the name of the root.
+#[must_use]
+pub fn unrooted(mut errors: Vec<FieldError>) -> Vec<FieldError> {
+    for error in &mut errors {
+        if let Some(rest) = error.field.strip_prefix("params.") {
+            error.field = rest.to_owned();
+        }
+    }
+    errors
 }
 
 /// Reason why a call has no result.

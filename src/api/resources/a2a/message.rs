@@ -5,15 +5,15 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     errors::{A2aError, Failure, invalid_param},
-    version::Version,
+    pushes::read_push,
 };
 use crate::{
-    api::{
-        resources::exposed_run::answer_schema,
-        vocabulary::{idempotency::MAX_KEY_CHARS, json_rpc::RpcError},
-    },
+    a2a::Version,
+    actions::task_pushes::NewPush,
+    api::vocabulary::{idempotency::MAX_KEY_CHARS, json_rpc::RpcError},
     db::waits::Question,
-    input::{FieldError, Node, Object, Read, check_json, member, members, object_of, to_raw},
+    egress::Allow,
+    input::{FieldError, Node, Read, check_json, member, members, object_of, to_raw},
 };
 
 /// Length range of the ids in a message.
@@ -44,11 +44,12 @@ pub struct Message {
     data: Option<Box<RawValue>>,
 }
 
-/// Parameters of a message.
-#[derive(Debug)]
+/// Parameters of a message. It has no `Debug`, since push notifications have secrets.
 pub struct Sending {
     /// The message.
     pub message: Message,
+    /// Push notifications that it wants.
+    pub push: Option<NewPush>,
     /// Whether the client wants to wait for the end of the task.
     pub is_blocking: bool,
     /// Whether the client wants the messages of the task.
@@ -57,7 +58,7 @@ pub struct Sending {
 
 impl Sending {
     /// Reads the parameters of sending a message.
-    pub fn read(params: &RawValue, version: Version) -> Result<Self, Failure> {
+    pub fn read(params: &RawValue, version: Version, allow: &Allow) -> Result<Self, Failure> {
         let missing = || vec![FieldError::missing("message")];
         let raw = member(params, "message").filter(|raw| raw.get() != "null").ok_or_else(missing)?;
         let message = Node::new("message", raw).object()?;
@@ -82,10 +83,14 @@ impl Sending {
             let (name, default) = version.waiting_member();
             configuration.nullable(name, &mut errors, Node::boolean).is_none_or(|given| given == default)
         });
-        let wants_history = match &configuration {
-            Some(configuration) => check_configuration(configuration, &mut errors)?,
-            None => false,
-        };
+        let wants_history = configuration.as_ref().is_some_and(|configuration| {
+            let length = configuration.nullable("historyLength", &mut errors, history_length);
+            length.is_some_and(|length| length > 0)
+        });
+        let push = configuration.as_ref().and_then(|configuration| {
+            let name = version.push_member();
+            configuration.nullable(name, &mut errors, |node| read_push(node, version, allow))
+        });
         let (Some(id), Some((text, data, is_other))) = (id, parts) else { return Err(errors.into()) };
         if !errors.is_empty() {
             return Err(errors.into());
@@ -100,25 +105,13 @@ impl Sending {
         let (context_id, task_id) = (given(context_id), given(task_id));
         let (step_id, question_id) = (given(step_id), given(question_id));
         let message = Message { id, context_id, task_id, step_id, question_id, fingerprint, text, data };
-        Ok(Self { message, is_blocking, wants_history })
+        Ok(Self { message, push, is_blocking, wants_history })
     }
 }
 
 /// Number of messages that a client wants.
 pub fn history_length(node: &Node<'_>) -> Read<i64> {
     node.int(0..=i64::from(i32::MAX))
-}
-
-/// Checks what else a client may ask for with a message. Returns whether it wants the messages of the task.
-fn check_configuration(configuration: &Object<'_>, errors: &mut Vec<FieldError>) -> Result<bool, Failure> {
-    let length = configuration.nullable("historyLength", errors, history_length);
-    for name in ["pushNotificationConfig", "taskPushNotificationConfig"] {
-        if configuration.nullable(name, errors, Node::object).is_some() {
-            let text = "Push notifications are not supported";
-            return Err(A2aError::PushNotificationNotSupported.with(text, &[]).into());
-        }
-    }
-    Ok(length.is_some_and(|length| length > 0))
 }
 
 /// Text, data, and whether there are other parts.
@@ -192,7 +185,7 @@ impl Message {
                 Ok(object_of([("approved", approved)]))
             }
             // An answer with a schema may be written as JSON.
-            (None, Some(text)) if answer_schema(question).is_some() => match check_json(text.as_bytes()) {
+            (None, Some(text)) if question.answer_schema().is_some() => match check_json(text.as_bytes()) {
                 Ok(json) => Ok(json.to_owned()),
                 Err(_) => self.input(),
             },
@@ -213,7 +206,7 @@ mod tests {
     use super::*;
 
     fn read(params: &str, version: Version) -> Result<Sending, Failure> {
-        Sending::read(check_json(params.as_bytes()).expect(params), version)
+        Sending::read(check_json(params.as_bytes()).expect(params), version, &Allow::default())
     }
 
     fn question(is_approval: bool) -> Question {
@@ -246,7 +239,7 @@ mod tests {
             ("[]", Err(-32602)),
             ("7", Err(-32602)),
         ] {
-            for (version, role) in [(Version::V0_3, "user"), (Version::V1_0, "ROLE_USER")] {
+            for (version, role) in [(Version::V03, "user"), (Version::V1, "ROLE_USER")] {
                 let params = format!(r#"{{"message":{{"messageId":"m","role":"{role}","parts":{parts}}}}}"#);
                 let found = match read(&params, version) {
                     Ok(sending) => sending.message.input().map_err(|error| error.code),
@@ -261,12 +254,12 @@ mod tests {
     #[test]
     fn a_client_waits_unless_it_says_otherwise_in_the_words_of_its_version() {
         for (version, role, configuration, expected) in [
-            (Version::V1_0, "ROLE_USER", "{}", true),
-            (Version::V1_0, "ROLE_USER", r#"{"returnImmediately":true}"#, false),
-            (Version::V1_0, "ROLE_USER", r#"{"returnImmediately":false,"blocking":false}"#, true),
-            (Version::V0_3, "user", "null", true),
-            (Version::V0_3, "user", r#"{"blocking":false}"#, false),
-            (Version::V0_3, "user", r#"{"blocking":true,"returnImmediately":true}"#, true),
+            (Version::V1, "ROLE_USER", "{}", true),
+            (Version::V1, "ROLE_USER", r#"{"returnImmediately":true}"#, false),
+            (Version::V1, "ROLE_USER", r#"{"returnImmediately":false,"blocking":false}"#, true),
+            (Version::V03, "user", "null", true),
+            (Version::V03, "user", r#"{"blocking":false}"#, false),
+            (Version::V03, "user", r#"{"blocking":true,"returnImmediately":true}"#, true),
         ] {
             let params = format!(
                 r#"{{"message":{{"messageId":"m","role":"{role}","parts":[{{"text":"x"}}]}},"configuration":{configuration}}}"#
@@ -283,7 +276,7 @@ mod tests {
         for (text, expected) in [(r#"{\"n\": 1}"#, r#"{"n": 1}"#), ("one", r#"{"text":"one"}"#)] {
             let params =
                 format!(r#"{{"message":{{"messageId":"m","role":"ROLE_USER","parts":[{{"text":"{text}"}}]}}}}"#);
-            let message = read(&params, Version::V1_0).expect("valid").message;
+            let message = read(&params, Version::V1).expect("valid").message;
             assert_eq!(message.answer_to(&question).expect(text).get(), expected);
         }
     }
@@ -299,7 +292,7 @@ mod tests {
             (r#"[{"data":[1]}]"#, false, Some("[1]")),
         ] {
             let params = format!(r#"{{"message":{{"messageId":"m","role":"ROLE_USER","parts":{parts}}}}}"#);
-            let message = read(&params, Version::V1_0).expect("valid").message;
+            let message = read(&params, Version::V1).expect("valid").message;
             let answer = message.answer_to(&question(is_approval)).ok();
             assert_eq!(answer.as_ref().map(|answer| answer.get()), expected, "{params}");
         }

@@ -15,17 +15,18 @@ use super::{
     errors::{A2aError, Failure},
     message::Sending,
     tasks::LISTED_OUTPUT_BYTES,
-    wire::Output,
 };
 use crate::{
+    a2a::shown::Output,
     api::{
         resources::{
-            exposed_run::{ExposedRun, State},
+            exposed_run::ExposedRun,
             run_log::{ACCEL_BUFFERING, Event},
         },
         vocabulary::{caller::RECHECK_CALLER, error::ApiError, json_rpc},
     },
     db::{self, events, runs::TaskRow, waits::Question},
+    run::State,
     run_poller::{Interest, Subscription},
 };
 
@@ -57,17 +58,17 @@ struct TaskStream {
 impl AgentCall {
     /// Sends a message, and streams the task until it has ended or waits for an answer.
     pub(super) async fn stream(self) -> Result<Response, Failure> {
-        let Sending { message, .. } = Sending::read(&self.call.params, self.version)?;
+        let Sending { message, push, .. } = self.sending()?;
         // A stream that cannot be opened must not leave a run behind.
         self.app.waiting.check_stream(self.caller.owners()).map_err(refusal)?;
-        let row = self.deliver(message).await?;
+        let row = self.deliver(message, push).await?;
         self.open(row, true).await
     }
 
     /// Streams a task until it has ended.
     pub(super) async fn subscribe(self) -> Result<Response, Failure> {
         let (row, _) = self.named_task().await?;
-        if State::of(&row).is_terminal() {
+        if row.state().is_terminal() {
             let text = "The task has ended: GetTask has its output";
             return Err(A2aError::UnsupportedOperation.with(text, &[("taskId", &row.run_id)]).into());
         }
@@ -82,7 +83,7 @@ impl AgentCall {
         let run = self.bounded(row).await?;
         let state = run.state();
         let is_last = state.is_terminal() || (ends_at_question && state == State::Waiting);
-        let events = [self.version.started(&run, self.output(&run), None)].into();
+        let events = [self.version.started(run.row.shown(), &run.asked(), self.output(&run), None)].into();
         let (checked_at, asked) = (self.app.clock.instant(), names(&run));
         let (row, has_more) = (run.row, false);
         let stream =
@@ -96,7 +97,7 @@ impl AgentCall {
 impl AgentCall {
     /// A run with its questions, and with its output unless that is large: what a stream holds is not counted.
     async fn bounded(&self, row: TaskRow) -> Result<ExposedRun, ApiError> {
-        if State::of(&row) != State::Completed {
+        if row.state() != State::Completed {
             return ExposedRun::of(&self.app, &self.caller, row).await;
         }
         let (pool, ids) = (self.app.pool.clone(), [row.run_id.clone()]);
@@ -109,7 +110,7 @@ impl AgentCall {
     fn output<'a>(&self, run: &'a ExposedRun) -> Output<'a> {
         match &run.output {
             None if run.state() == State::Completed => Output::At(self.address(&run.row)),
-            _ => Output::of(run),
+            _ => Output::of(run.output.as_deref()),
         }
     }
 }
@@ -190,12 +191,12 @@ impl TaskStream {
             let (seq, at, kind) = (entry.seq, entry.at, entry.kind.clone());
             // These are the events that follow.
             if !matches!(kind.as_str(), "run.completed" | "run.failed" | "run.cancelled") {
-                let status = version.progress(&row, seq, at, Event::from(entry).into_message());
-                self.events.push_back(version.status_event(&row, &status, false));
+                let status = version.progress(row.shown(), seq, at, Event::from(entry).into_message());
+                self.events.push_back(version.status_event(row.shown(), &status, false));
             }
         }
         self.row = row;
-        let state = State::of(&self.row);
+        let state = self.row.state();
         if !self.has_more && (state.is_terminal() || state == State::Waiting) {
             match self.call.bounded(self.row.clone()).await {
                 // What was asked before goes on to wait.
@@ -211,10 +212,10 @@ impl TaskStream {
     /// Adds the events of a task that has ended or waits.
     fn finish(&mut self, run: &ExposedRun) {
         let (version, state) = (self.call.version, run.state());
-        self.events.extend(version.artifact_event(&run.row, self.call.output(run)));
+        self.events.extend(version.artifact_event(run.row.shown(), self.call.output(run)));
         self.is_last = state.is_terminal() || (self.ends_at_question && state == State::Waiting);
         self.asked = names(run);
-        let status = version.status(&run.row, &run.questions);
-        self.events.push_back(version.status_event(&run.row, &status, self.is_last));
+        let status = version.status(run.row.shown(), &run.asked());
+        self.events.push_back(version.status_event(run.row.shown(), &status, self.is_last));
     }
 }

@@ -8,15 +8,15 @@ use serde_json::value::RawValue;
 
 use super::{
     AgentCall,
-    errors::{A2aError, Failure, invalid_param},
+    errors::{A2aError, Failure, invalid_param, unrooted},
     message::{Message, Sending, history_length},
-    wire::{self, Output},
 };
 use crate::{
-    actions::cancel_run::cancel_run,
+    a2a::shown::{self, Output},
+    actions::{cancel_run::cancel_run, task_pushes::NewPush},
     api::{
         resources::{
-            exposed_run::{self, ExposedRun, NoQuestion, State},
+            exposed_run::{self, ExposedRun, NoQuestion},
             runs::wire::Run,
             workflows::execute::{self, NewRun},
         },
@@ -33,9 +33,9 @@ use crate::{
         idempotency::IdempotencyKey,
         runs::{Filter, Sort, TaskRow},
     },
-    input::{FieldError, Node, Read, to_raw},
+    input::{Node, Read, to_raw},
     kafka::message::DEFAULT_PRIORITY,
-    run::RunStatus,
+    run::{RunStatus, State},
     timestamp::Timestamp,
     workflow::Deadline,
 };
@@ -79,12 +79,22 @@ impl AgentCall {
         Key::given(message.id.clone()).bound(scope, &self.caller, message.fingerprint.clone())
     }
 
-    /// Delivers a message: starts a run, or answers a question. Returns the task as it is then.
-    pub(super) async fn deliver(&self, message: Message) -> Result<TaskRow, Failure> {
-        match message.task_id.clone() {
-            None => self.start(message).await,
-            Some(task_id) => self.resolve(&task_id, &message).await,
+    /// Delivers a message: starts a run, or answers a question, and sets the client's push notifications. Returns the task
+    /// as it is then.
+    pub(super) async fn deliver(&self, message: Message, push: Option<NewPush>) -> Result<TaskRow, Failure> {
+        let Some(task_id) = message.task_id.clone() else {
+            let row = self.start(message).await?;
+            // What has happened to the run in between is told at once.
+            if let Some(push) = push {
+                self.set_push(&row.run_id, push).await?;
+            }
+            return Ok(row);
+        };
+        if let Some(push) = push {
+            let row = self.task(&task_id).await?;
+            self.set_push(&row.run_id, push).await?;
         }
+        self.resolve(&task_id, &message).await
     }
 
     async fn start(&self, message: Message) -> Result<TaskRow, Failure> {
@@ -121,7 +131,7 @@ impl AgentCall {
 
     async fn resolve(&self, task_id: &str, message: &Message) -> Result<TaskRow, Failure> {
         let row = self.task(task_id).await?;
-        if message.context_id.as_deref().is_some_and(|given| given != wire::context_id(&row)) {
+        if message.context_id.as_deref().is_some_and(|given| given != row.shown().context_id) {
             return Err(invalid_param("message.contextId", "is not that of the task").into());
         }
         let key = self.key(&format!("a2a task {task_id}"), message);
@@ -135,7 +145,7 @@ impl AgentCall {
         }
         let questions = exposed_run::questions(&self.app, &self.caller, task_id).await?;
         if questions.is_empty() {
-            let text = if State::of(&row).is_terminal() {
+            let text = if row.state().is_terminal() {
                 "The task has ended and accepts no more messages"
             } else {
                 "The task waits for no answer at the moment"
@@ -163,11 +173,16 @@ impl AgentCall {
         self.task(task_id).await
     }
 
+    /// Parameters of sending a message.
+    pub(super) fn sending(&self) -> Result<Sending, Failure> {
+        Sending::read(&self.call.params, self.version, &self.app.config.egress)
+    }
+
     /// Sends a message. Returns the result, and the time for which it was waited.
     pub(super) async fn send(&self) -> Result<(Box<RawValue>, Duration), Failure> {
-        let Sending { message, is_blocking, wants_history } = Sending::read(&self.call.params, self.version)?;
-        let row = self.deliver(message).await?;
-        let (row, waited) = if is_blocking && !State::of(&row).is_settled() {
+        let Sending { message, push, is_blocking, wants_history } = self.sending()?;
+        let row = self.deliver(message, push).await?;
+        let (row, waited) = if is_blocking && !row.state().is_settled() {
             exposed_run::until_settled(&self.app, &self.caller, &self.patience, row, MAX_WAIT).await
         } else {
             (row, Duration::ZERO)
@@ -175,7 +190,8 @@ impl AgentCall {
         let run = self.shown(row).await;
         // What was just written is shown without messages if they cannot be read.
         let first = self.first_message(&run.row, wants_history).await.unwrap_or_default();
-        Ok((self.version.started(&run, Output::of(&run), first), waited))
+        let output = Output::of(run.output.as_deref());
+        Ok((self.version.started(run.row.shown(), &run.asked(), output, first), waited))
     }
 
     /// The task with its questions and its output. What was just written is shown without them if they cannot be read.
@@ -190,20 +206,21 @@ impl AgentCall {
     }
 
     /// The message that has started a task, if the client wants messages.
-    async fn first_message(&self, row: &TaskRow, is_wanted: bool) -> Result<Option<wire::Message>, ApiError> {
+    async fn first_message(&self, row: &TaskRow, is_wanted: bool) -> Result<Option<shown::Message>, ApiError> {
         if !is_wanted {
             return Ok(None);
         }
         let shown = self.app.runs.find(self.caller.organization(), &row.run_id).await?;
         let input = shown.and_then(|shown| shown.run.input_data);
-        Ok(input.map(|input| self.version.first_message(row, &input.0)))
+        Ok(input.map(|input| self.version.first_message(row.shown(), &input.0)))
     }
 
     pub(super) async fn get(&self) -> Result<Box<RawValue>, Failure> {
         let (row, wants_history) = self.named_task().await?;
         let run = ExposedRun::of(&self.app, &self.caller, row).await?;
         let first = self.first_message(&run.row, wants_history).await?;
-        Ok(self.version.whole_task(&run, Output::of(&run), first))
+        let output = Output::of(run.output.as_deref());
+        Ok(self.version.whole_task(run.row.shown(), &run.asked(), output, first))
     }
 
     pub(super) async fn cancel(&self) -> Result<Box<RawValue>, Failure> {
@@ -212,14 +229,14 @@ impl AgentCall {
         cancel_run(&self.app.pool, &self.app.relay, context, &row.run_id, None).await.map_err(ApiError::from)?;
         tracing::info!(target: "api.routes.runs", run_id = row.run_id, "Run cancelled");
         let row = self.task(&row.run_id).await?;
-        Ok(self.version.whole_task(&ExposedRun::open(row), Output::Nothing, None))
+        Ok(self.version.whole_task(row.shown(), &[], Output::Nothing, None))
     }
 
     pub(super) async fn list(&self) -> Result<Box<RawValue>, Failure> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Listed {
-            tasks: Vec<wire::Task>,
+            tasks: Vec<shown::Task>,
             next_page_token: String,
             page_size: i64,
             total_size: i64,
@@ -269,10 +286,10 @@ impl AgentCall {
             let output = match found {
                 _ if !asked.include_artifacts => Output::Omitted,
                 Some((_, output)) => Output::Value(&output.0),
-                None if State::of(row) == State::Completed => Output::At(self.address(row)),
+                None if row.state() == State::Completed => Output::At(self.address(row)),
                 None => Output::Nothing,
             };
-            self.version.task(row, &[], output)
+            self.version.task(row.shown(), &[], output)
         };
         Ok(to_raw(&Listed {
             tasks: rows.iter().map(task).collect(),
@@ -281,16 +298,6 @@ impl AgentCall {
             total_size: page.total.count,
         }))
     }
-}
-
-/// Errors of parameters, without the name of the root.
-fn unrooted(mut errors: Vec<FieldError>) -> Vec<FieldError> {
-    for error in &mut errors {
-        if let Some(rest) = error.field.strip_prefix("params.") {
-            error.field = rest.to_owned();
-        }
-    }
-    errors
 }
 
 /// Parameters of a list.

@@ -3,19 +3,10 @@
 use http::HeaderMap;
 
 use super::errors::A2aError;
-use crate::{api::vocabulary::json_rpc::RpcError, input::shorten};
+use crate::{a2a::Version, api::vocabulary::json_rpc::RpcError, input::shorten};
 
 /// Header that names the version.
 const HEADER: &str = "a2a-version";
-
-/// Version of the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// 0.3, which is also that of clients that name none.
-    V0_3,
-    /// 1.0.
-    V1_0,
-}
 
 /// Method of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,51 +17,54 @@ pub enum Method {
     List,
     Cancel,
     Subscribe,
-    PushConfig,
+    CreatePush,
+    GetPush,
+    ListPushes,
+    DeletePush,
     ExtendedCard,
 }
 
 /// Names of the methods.
 const METHODS: [(Version, &str, Method); 21] = [
-    (Version::V1_0, "SendMessage", Method::Send),
-    (Version::V1_0, "SendStreamingMessage", Method::Stream),
-    (Version::V1_0, "GetTask", Method::Get),
-    (Version::V1_0, "ListTasks", Method::List),
-    (Version::V1_0, "CancelTask", Method::Cancel),
-    (Version::V1_0, "SubscribeToTask", Method::Subscribe),
-    (Version::V1_0, "CreateTaskPushNotificationConfig", Method::PushConfig),
-    (Version::V1_0, "GetTaskPushNotificationConfig", Method::PushConfig),
-    (Version::V1_0, "ListTaskPushNotificationConfigs", Method::PushConfig),
-    (Version::V1_0, "DeleteTaskPushNotificationConfig", Method::PushConfig),
-    (Version::V1_0, "GetExtendedAgentCard", Method::ExtendedCard),
-    (Version::V0_3, "message/send", Method::Send),
-    (Version::V0_3, "message/stream", Method::Stream),
-    (Version::V0_3, "tasks/get", Method::Get),
-    (Version::V0_3, "tasks/cancel", Method::Cancel),
-    (Version::V0_3, "tasks/resubscribe", Method::Subscribe),
-    (Version::V0_3, "tasks/pushNotificationConfig/set", Method::PushConfig),
-    (Version::V0_3, "tasks/pushNotificationConfig/get", Method::PushConfig),
-    (Version::V0_3, "tasks/pushNotificationConfig/list", Method::PushConfig),
-    (Version::V0_3, "tasks/pushNotificationConfig/delete", Method::PushConfig),
-    (Version::V0_3, "agent/getAuthenticatedExtendedCard", Method::ExtendedCard),
+    (Version::V1, "SendMessage", Method::Send),
+    (Version::V1, "SendStreamingMessage", Method::Stream),
+    (Version::V1, "GetTask", Method::Get),
+    (Version::V1, "ListTasks", Method::List),
+    (Version::V1, "CancelTask", Method::Cancel),
+    (Version::V1, "SubscribeToTask", Method::Subscribe),
+    (Version::V1, "CreateTaskPushNotificationConfig", Method::CreatePush),
+    (Version::V1, "GetTaskPushNotificationConfig", Method::GetPush),
+    (Version::V1, "ListTaskPushNotificationConfigs", Method::ListPushes),
+    (Version::V1, "DeleteTaskPushNotificationConfig", Method::DeletePush),
+    (Version::V1, "GetExtendedAgentCard", Method::ExtendedCard),
+    (Version::V03, "message/send", Method::Send),
+    (Version::V03, "message/stream", Method::Stream),
+    (Version::V03, "tasks/get", Method::Get),
+    (Version::V03, "tasks/cancel", Method::Cancel),
+    (Version::V03, "tasks/resubscribe", Method::Subscribe),
+    (Version::V03, "tasks/pushNotificationConfig/set", Method::CreatePush),
+    (Version::V03, "tasks/pushNotificationConfig/get", Method::GetPush),
+    (Version::V03, "tasks/pushNotificationConfig/list", Method::ListPushes),
+    (Version::V03, "tasks/pushNotificationConfig/delete", Method::DeletePush),
+    (Version::V03, "agent/getAuthenticatedExtendedCard", Method::ExtendedCard),
 ];
 
 impl Version {
-    /// Role of the client in messages.
-    #[must_use]
-    pub fn user_role(self) -> &'static str {
-        match self {
-            Self::V0_3 => "user",
-            Self::V1_0 => "ROLE_USER",
-        }
-    }
-
     /// Member by which a client says whether it waits for the end of a task, and its value if it does.
     #[must_use]
     pub fn waiting_member(self) -> (&'static str, bool) {
         match self {
-            Self::V0_3 => ("blocking", true),
-            Self::V1_0 => ("returnImmediately", false),
+            Self::V03 => ("blocking", true),
+            Self::V1 => ("returnImmediately", false),
+        }
+    }
+
+    /// Member with which a client asks for push notifications.
+    #[must_use]
+    pub fn push_member(self) -> &'static str {
+        match self {
+            Self::V03 => "pushNotificationConfig",
+            Self::V1 => "taskPushNotificationConfig",
         }
     }
 }
@@ -87,8 +81,8 @@ fn named(headers: &HeaderMap, query: Option<&str>) -> Result<Option<Version>, Rp
     let mut numbers = given.split('.');
     match (given, numbers.next(), numbers.next().unwrap_or("0")) {
         ("", ..) => Ok(None),
-        (_, Some("1"), "0") => Ok(Some(Version::V1_0)),
-        (_, Some("0"), "3") => Ok(Some(Version::V0_3)),
+        (_, Some("1"), "0") => Ok(Some(Version::V1)),
+        (_, Some("0"), "3") => Ok(Some(Version::V03)),
         _ => {
             let given = shorten(given);
             let text = format!("The version {given:?} is not supported; 1.0 and 0.3 are");
@@ -114,11 +108,11 @@ mod tests {
     #[test]
     fn the_header_or_the_name_of_the_method_tells_the_version() {
         for (header, query, name, expected) in [
-            ("", None, "message/send", Ok(Some((Version::V0_3, Method::Send)))),
-            ("", None, "SendMessage", Ok(Some((Version::V1_0, Method::Send)))),
-            ("1.0", None, "ListTasks", Ok(Some((Version::V1_0, Method::List)))),
-            ("1.0.1", None, "GetTask", Ok(Some((Version::V1_0, Method::Get)))),
-            ("0.3", None, "tasks/resubscribe", Ok(Some((Version::V0_3, Method::Subscribe)))),
+            ("", None, "message/send", Ok(Some((Version::V03, Method::Send)))),
+            ("", None, "SendMessage", Ok(Some((Version::V1, Method::Send)))),
+            ("1.0", None, "ListTasks", Ok(Some((Version::V1, Method::List)))),
+            ("1.0.1", None, "GetTask", Ok(Some((Version::V1, Method::Get)))),
+            ("0.3", None, "tasks/resubscribe", Ok(Some((Version::V03, Method::Subscribe)))),
             ("0.3.0", None, "SendMessage", Ok(None)),
             ("1.0", None, "message/send", Ok(None)),
             ("", Some("A2A-Version=1.0"), "message/send", Ok(None)),

@@ -7,7 +7,7 @@ use serde_json::{Value, json, value::RawValue};
 use super::{Failure, McpCall, invalid};
 use crate::{
     api::{
-        resources::exposed_run::{self, ExposedRun, answer_schema, question_text},
+        resources::exposed_run::{self, ExposedRun},
         vocabulary::{error::ApiError, signing::SIGNATURE_BYTES},
     },
     db::waits::Question,
@@ -40,7 +40,7 @@ pub fn input_requests(questions: &[Question]) -> Box<RawValue> {
             let text = json!({"type": "string", "title": "Answer", "description": about});
             json!({"type": "object", "required": ["text"], "properties": {"text": text}})
         };
-        let schema = match (question.approval.is_some(), question.question.is_some(), answer_schema(question)) {
+        let schema = match (question.approval.is_some(), question.question.is_some(), question.answer_schema()) {
             (true, true, _) => json!({"type": "object", "required": ["approved"], "properties": {
                 "approved": {"type": "boolean", "title": "The authorisation was given"},
             }}),
@@ -54,7 +54,7 @@ pub fn input_requests(questions: &[Question]) -> Box<RawValue> {
                 json!({"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "title": "Answer"}}})
             }
         };
-        let params = json!({"mode": "form", "message": question_text(question), "requestedSchema": schema});
+        let params = json!({"mode": "form", "message": question.text(), "requestedSchema": schema});
         to_raw(&json!({"method": "elicitation/create", "params": params}))
     };
     let forms: Vec<_> = questions.iter().map(|question| (question.name(), form(question))).collect();
@@ -101,7 +101,7 @@ fn form_of(schema: &RawValue) -> Option<Value> {
 
 /// The answer that the content of a form is.
 fn answer_of(question: &Question, content: &RawValue) -> Box<RawValue> {
-    let is_json = answer_schema(question).is_some_and(|schema| form_of(schema).is_none());
+    let is_json = question.answer_schema().is_some_and(|schema| form_of(schema).is_none());
     let written = member(content, "text").filter(|_| is_json).and_then(text);
     let json = written.as_ref().and_then(|written| check_json(written.as_bytes()).ok());
     json.unwrap_or(content).to_owned()

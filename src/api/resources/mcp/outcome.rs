@@ -7,10 +7,11 @@ use serde_json::value::RawValue;
 use super::{Failure, McpCall, OUTPUT_URI_END, OUTPUT_URI_START, elicitation, protocol::Client};
 use crate::{
     api::{
-        resources::exposed_run::{self, ExposedRun, State, answer_schema, question_text, role, sub_run},
+        resources::exposed_run::{self, ExposedRun},
         vocabulary::{app::App, caller::Caller, error::ApiError},
     },
     input::{object_of, shorten_to, to_raw},
+    run::State,
     timestamp::Timestamp,
 };
 
@@ -150,7 +151,6 @@ fn link(run: &ExposedRun, output: &RawValue) -> Box<RawValue> {
 pub fn run_result(client: Client, run: &ExposedRun) -> Box<RawValue> {
     let row = &run.row;
     let (large, small) = (run.output.as_deref().filter(|output| is_large(output)), run.output.as_deref());
-    let asked = |question: &crate::db::waits::Question| question_text(question);
     let summary = Summary {
         run_id: &row.run_id,
         workflow: &row.workflow_name,
@@ -165,13 +165,13 @@ pub fn run_result(client: Client, run: &ExposedRun) -> Box<RawValue> {
             .iter()
             .map(|question| Asked {
                 question_id: question.name(),
-                sub_run_id: sub_run(question, &row.run_id),
+                sub_run_id: question.sub_run(&row.run_id),
                 step_id: &question.step_id,
-                question: asked(question),
+                question: question.text(),
                 is_approval: question.approval.is_some(),
-                role: role(question),
+                role: question.role(),
                 expires_at: question.expires_at,
-                answer_schema: answer_schema(question),
+                answer_schema: question.answer_schema(),
             })
             .collect(),
     };
@@ -202,10 +202,7 @@ pub fn ended_result(client: Client, run: &ExposedRun) -> Box<RawValue> {
 /// What a client without forms is told about a run that waits: the questions, and how they are answered.
 #[must_use]
 pub fn waits_text(run: &ExposedRun) -> String {
-    let questions = run.questions.iter().map(|question| {
-        let text = question_text(question);
-        shorten_to(&text, MAX_QUESTION_CHARS).into_owned()
-    });
+    let questions = run.questions.iter().map(|question| shorten_to(&question.text(), MAX_QUESTION_CHARS).into_owned());
     format!(
         "The run {} waits for an answer. Ask the user, and give the answer by approval_answer. {}",
         run.row.run_id,

@@ -13,11 +13,12 @@ use crate::{
     access::Permission,
     actions::cancel_run::{CancelRunError, cancel_run},
     api::{
-        resources::exposed_run::{self, ExposedRun, State},
+        resources::exposed_run::{self, ExposedRun},
         vocabulary::{error::ApiError, json_rpc::RpcError},
     },
     input::{member, text, to_raw},
     mcp::{MISSING_CAPABILITY, TASKS},
+    run::State,
 };
 
 /// Time after which a client should ask again, in milliseconds.

@@ -247,6 +247,8 @@ async fn test(
         lease,
         url: row.url,
         sealed: Column(row.sealed.0),
+        push_id: None,
+        protocol: None,
     };
     Ok(app.webhooks.test(&claimed, TEST_TIMEOUT).await?)
 }

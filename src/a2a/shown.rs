@@ -1,21 +1,52 @@
-//! Tasks, messages and events on the wire, in both versions.
+//! Tasks, messages and events as this service shows its runs to A2A clients, in both versions.
 
 use chrono::SecondsFormat;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::version::Version;
+use super::{MEDIA_TYPE, Version};
 use crate::{
-    api::resources::exposed_run::{ExposedRun, State, answer_schema, question_text, role, sub_run},
-    db::{runs::TaskRow, waits::Question},
     input::{member, members, object_of, text, to_raw},
+    run::State,
     timestamp::Timestamp,
 };
 
-/// Media type of data parts.
+/// Media type of data parts, and of push notifications of 0.3.
 const JSON: &str = "application/json";
 /// Id of the artifact with the output.
 const OUTPUT: &str = "output";
+
+/// Run of this service.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "said by the names")]
+pub struct Run<'a> {
+    pub id: &'a str,
+    /// Label of the conversation.
+    pub context_id: &'a str,
+    pub state: State,
+    pub updated_at: Timestamp,
+    /// Reason of its failure or cancellation.
+    pub error: Option<&'a str>,
+}
+
+/// Question that a run waits for, as data.
+#[derive(Serialize)]
+#[expect(missing_docs, reason = "said by the names, and in docs/expose.md")]
+pub struct Question<'a> {
+    /// Text for people.
+    #[serde(skip)]
+    pub text: String,
+    pub question_id: String,
+    pub step_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_run_id: Option<&'a str>,
+    pub is_approval: bool,
+    pub role: Option<String>,
+    pub expires_at: Option<Timestamp>,
+    pub input: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_schema: Option<&'a RawValue>,
+}
 
 /// Task.
 #[derive(Serialize)]
@@ -102,10 +133,10 @@ pub enum Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Whole output of a run.
+    /// Whole output of a run, if it has one.
     #[must_use]
-    pub fn of(run: &'a ExposedRun) -> Self {
-        run.output.as_deref().map_or(Self::Nothing, Self::Value)
+    pub fn of(output: Option<&'a RawValue>) -> Self {
+        output.map_or(Self::Nothing, Self::Value)
     }
 }
 
@@ -114,21 +145,24 @@ fn instant(at: Timestamp) -> String {
     at.as_naive_utc().and_utc().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Label of the conversation of a task.
-#[must_use]
-pub fn context_id(row: &TaskRow) -> &str {
-    row.context_id.as_deref().unwrap_or(&row.run_id)
-}
-
 impl Version {
-    fn only_0_3<T>(self, value: T) -> Option<T> {
-        (self == Self::V0_3).then_some(value)
+    fn only_v03<T>(self, value: T) -> Option<T> {
+        (self == Self::V03).then_some(value)
+    }
+
+    /// Role of the client in messages.
+    #[must_use]
+    pub fn user_role(self) -> &'static str {
+        match self {
+            Self::V03 => "user",
+            Self::V1 => "ROLE_USER",
+        }
     }
 
     fn agent_role(self) -> &'static str {
         match self {
-            Self::V0_3 => "agent",
-            Self::V1_0 => "ROLE_AGENT",
+            Self::V03 => "agent",
+            Self::V1 => "ROLE_AGENT",
         }
     }
 
@@ -136,64 +170,62 @@ impl Version {
     #[must_use]
     pub fn state(self, state: State) -> &'static str {
         match (self, state) {
-            (Self::V0_3, State::Submitted) => "submitted",
-            (Self::V0_3, State::Working) => "working",
-            (Self::V0_3, State::Waiting) => "input-required",
-            (Self::V0_3, State::Completed) => "completed",
-            (Self::V0_3, State::Failed) => "failed",
-            (Self::V0_3, State::Cancelled) => "canceled",
-            (Self::V1_0, State::Submitted) => "TASK_STATE_SUBMITTED",
-            (Self::V1_0, State::Working) => "TASK_STATE_WORKING",
-            (Self::V1_0, State::Waiting) => "TASK_STATE_INPUT_REQUIRED",
-            (Self::V1_0, State::Completed) => "TASK_STATE_COMPLETED",
-            (Self::V1_0, State::Failed) => "TASK_STATE_FAILED",
-            (Self::V1_0, State::Cancelled) => "TASK_STATE_CANCELED",
+            (Self::V03, State::Submitted) => "submitted",
+            (Self::V03, State::Working) => "working",
+            (Self::V03, State::Waiting) => "input-required",
+            (Self::V03, State::Completed) => "completed",
+            (Self::V03, State::Failed) => "failed",
+            (Self::V03, State::Cancelled) => "canceled",
+            (Self::V1, State::Submitted) => "TASK_STATE_SUBMITTED",
+            (Self::V1, State::Working) => "TASK_STATE_WORKING",
+            (Self::V1, State::Waiting) => "TASK_STATE_INPUT_REQUIRED",
+            (Self::V1, State::Completed) => "TASK_STATE_COMPLETED",
+            (Self::V1, State::Failed) => "TASK_STATE_FAILED",
+            (Self::V1, State::Cancelled) => "TASK_STATE_CANCELED",
         }
     }
 
     fn text(self, text: String) -> Part {
-        Part { kind: self.only_0_3("text"), text: Some(text), ..Part::default() }
+        Part { kind: self.only_v03("text"), text: Some(text), ..Part::default() }
     }
 
     /// A data part. In 0.3 the data is always an object.
     fn data(self, data: &RawValue) -> Part {
         match self {
-            Self::V0_3 if members(data).is_none() => {
+            Self::V03 if members(data).is_none() => {
                 Part { kind: Some("data"), data: Some(object_of([("value", data)])), ..Part::default() }
             }
-            Self::V0_3 => Part { kind: Some("data"), data: Some(data.to_owned()), ..Part::default() },
-            Self::V1_0 => Part { data: Some(data.to_owned()), media_type: Some(JSON), ..Part::default() },
+            Self::V03 => Part { kind: Some("data"), data: Some(data.to_owned()), ..Part::default() },
+            Self::V1 => Part { data: Some(data.to_owned()), media_type: Some(JSON), ..Part::default() },
         }
     }
 
     fn link(self, url: String) -> Part {
         match self {
-            Self::V0_3 => {
-                Part { kind: Some("file"), file: Some(File { uri: url, mime_type: JSON }), ..Part::default() }
-            }
-            Self::V1_0 => Part { url: Some(url), media_type: Some(JSON), ..Part::default() },
+            Self::V03 => Part { kind: Some("file"), file: Some(File { uri: url, mime_type: JSON }), ..Part::default() },
+            Self::V1 => Part { url: Some(url), media_type: Some(JSON), ..Part::default() },
         }
     }
 
     /// The message that has started a task, as far as it is kept: the input of the run.
     #[must_use]
-    pub fn first_message(self, row: &TaskRow, input: &RawValue) -> Message {
+    pub fn first_message(self, run: Run<'_>, input: &RawValue) -> Message {
         let given = members(input).unwrap_or_default();
         let only_text = match given.as_slice() {
             [(name, value)] if name == "text" => text(value),
             _ => None,
         };
         let part = only_text.map_or_else(|| self.data(input), |said| self.text(said));
-        let message = self.message(row, format!("{}-input", row.run_id), vec![part]);
+        let message = self.message(run, format!("{}-input", run.id), vec![part]);
         Message { role: self.user_role(), ..message }
     }
 
-    fn message(self, row: &TaskRow, id: String, parts: Vec<Part>) -> Message {
+    fn message(self, run: Run<'_>, id: String, parts: Vec<Part>) -> Message {
         Message {
-            kind: self.only_0_3("message"),
+            kind: self.only_v03("message"),
             message_id: id,
-            context_id: context_id(row).to_owned(),
-            task_id: row.run_id.clone(),
+            context_id: run.context_id.to_owned(),
+            task_id: run.id.to_owned(),
             role: self.agent_role(),
             parts,
             metadata: None,
@@ -209,55 +241,28 @@ impl Version {
     }
 
     /// Parts of a message with questions: for each its text, and its data.
-    fn questions(self, run_id: &str, questions: &[Question]) -> Vec<Part> {
-        #[derive(Serialize)]
-        struct Asked<'a> {
-            question_id: String,
-            step_id: &'a str,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            sub_run_id: Option<&'a str>,
-            is_approval: bool,
-            role: Option<String>,
-            expires_at: Option<Timestamp>,
-            input: Option<&'a RawValue>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            answer_schema: Option<&'a RawValue>,
-        }
-        let parts = |question: &Question| {
-            let asked = Asked {
-                question_id: question.name(),
-                sub_run_id: sub_run(question, run_id),
-                step_id: &question.step_id,
-                is_approval: question.approval.is_some(),
-                role: role(question),
-                expires_at: question.expires_at,
-                // The input of a step whose agent asks was for the agent.
-                input: question.input_data.as_ref().filter(|_| question.question.is_none()).map(|input| &*input.0),
-                answer_schema: answer_schema(question),
-            };
-            [self.text(question_text(question)), self.data(&to_raw(&asked))]
-        };
+    fn questions(self, questions: &[Question<'_>]) -> Vec<Part> {
+        let parts = |question: &Question<'_>| [self.text(question.text.clone()), self.data(&to_raw(question))];
         questions.iter().flat_map(parts).collect()
     }
 
     /// Status of a task: with the questions if it waits, and with the reason if it has failed or was cancelled.
     #[must_use]
-    pub fn status(self, row: &TaskRow, questions: &[Question]) -> Status {
-        let state = State::of(row);
-        let parts = match (state, &row.error_message) {
-            (State::Waiting, _) => self.questions(&row.run_id, questions),
-            (State::Failed | State::Cancelled, Some(error)) => vec![self.text(error.clone())],
+    pub fn status(self, run: Run<'_>, questions: &[Question<'_>]) -> Status {
+        let parts = match (run.state, run.error) {
+            (State::Waiting, _) => self.questions(questions),
+            (State::Failed | State::Cancelled, Some(error)) => vec![self.text(error.to_owned())],
             _ => Vec::new(),
         };
         // The same status has the same message.
-        let id = questions.first().map_or_else(|| format!("{}-end", row.run_id), Question::name);
+        let id = questions.first().map_or_else(|| format!("{}-end", run.id), |question| question.question_id.clone());
         // The rule by which this service finds the schema of an answer, too.
         let schema = match questions {
-            [only] => answer_schema(only).map(|schema| object_of([("answer_schema", schema)])),
+            [only] => only.answer_schema.map(|schema| object_of([("answer_schema", schema)])),
             _ => None,
         };
-        let message = (!parts.is_empty()).then(|| Message { metadata: schema, ..self.message(row, id, parts) });
-        Status { state: self.state(state), message, timestamp: instant(row.updated_at) }
+        let message = (!parts.is_empty()).then(|| Message { metadata: schema, ..self.message(run, id, parts) });
+        Status { state: self.state(run.state), message, timestamp: instant(run.updated_at) }
     }
 
     /// Artifacts of a task; `None`: they are omitted.
@@ -272,12 +277,12 @@ impl Version {
 
     /// A task.
     #[must_use]
-    pub fn task(self, row: &TaskRow, questions: &[Question], output: Output<'_>) -> Task {
+    pub fn task(self, run: Run<'_>, questions: &[Question<'_>], output: Output<'_>) -> Task {
         Task {
-            kind: self.only_0_3("task"),
-            id: row.run_id.clone(),
-            context_id: context_id(row).to_owned(),
-            status: self.status(row, questions),
+            kind: self.only_v03("task"),
+            id: run.id.to_owned(),
+            context_id: run.context_id.to_owned(),
+            status: self.status(run, questions),
             artifacts: self.artifacts(output),
             history: None,
         }
@@ -285,24 +290,36 @@ impl Version {
 
     /// A task with that output, and with the message that has started it if the client wants messages.
     #[must_use]
-    pub fn whole_task(self, run: &ExposedRun, output: Output<'_>, first: Option<Message>) -> Box<RawValue> {
+    pub fn whole_task(
+        self,
+        run: Run<'_>,
+        questions: &[Question<'_>],
+        output: Output<'_>,
+        first: Option<Message>,
+    ) -> Box<RawValue> {
         let history = first.map(|first| [first]);
-        to_raw(&Task { history, ..self.task(&run.row, &run.questions, output) })
+        to_raw(&Task { history, ..self.task(run, questions, output) })
     }
 
     /// Result of sending a message, and the first event of a stream.
     #[must_use]
-    pub fn started(self, run: &ExposedRun, output: Output<'_>, first: Option<Message>) -> Box<RawValue> {
-        let task = self.whole_task(run, output, first);
+    pub fn started(
+        self,
+        run: Run<'_>,
+        questions: &[Question<'_>],
+        output: Output<'_>,
+        first: Option<Message>,
+    ) -> Box<RawValue> {
+        let task = self.whole_task(run, questions, output, first);
         match self {
-            Self::V0_3 => task,
-            Self::V1_0 => object_of([("task", &*task)]),
+            Self::V03 => task,
+            Self::V1 => object_of([("task", &*task)]),
         }
     }
 
     /// Event with the status of a task.
     #[must_use]
-    pub fn status_event(self, row: &TaskRow, status: &Status, is_final: bool) -> Box<RawValue> {
+    pub fn status_event(self, run: Run<'_>, status: &Status, is_final: bool) -> Box<RawValue> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Update<'a> {
@@ -315,28 +332,46 @@ impl Version {
             is_final: Option<bool>,
         }
         let update = to_raw(&Update {
-            kind: self.only_0_3("status-update"),
-            task_id: &row.run_id,
-            context_id: context_id(row),
+            kind: self.only_v03("status-update"),
+            task_id: run.id,
+            context_id: run.context_id,
             status,
-            is_final: self.only_0_3(is_final),
+            is_final: self.only_v03(is_final),
         });
         match self {
-            Self::V0_3 => update,
-            Self::V1_0 => object_of([("statusUpdate", &*update)]),
+            Self::V03 => update,
+            Self::V1 => object_of([("statusUpdate", &*update)]),
+        }
+    }
+
+    /// Body of a push notification with the status of a task: the event of a stream, in 0.3 the task without its output.
+    #[must_use]
+    pub fn notification(self, run: Run<'_>, questions: &[Question<'_>]) -> Box<RawValue> {
+        match self {
+            Self::V03 => to_raw(&self.task(run, questions, Output::Omitted)),
+            Self::V1 => self.status_event(run, &self.status(run, questions), false),
+        }
+    }
+
+    /// Media type of push notifications.
+    #[must_use]
+    pub fn notification_type(self) -> &'static str {
+        match self {
+            Self::V03 => JSON,
+            Self::V1 => MEDIA_TYPE,
         }
     }
 
     /// Status of a task that goes on, with an entry of its log.
     #[must_use]
-    pub fn progress(self, row: &TaskRow, seq: i32, at: Timestamp, message: String) -> Status {
-        let message = self.message(row, format!("{}-{seq}", row.run_id), vec![self.text(message)]);
+    pub fn progress(self, run: Run<'_>, seq: i32, at: Timestamp, message: String) -> Status {
+        let message = self.message(run, format!("{}-{seq}", run.id), vec![self.text(message)]);
         Status { state: self.state(State::Working), message: Some(message), timestamp: instant(at) }
     }
 
     /// Event with the output of a task; `None` if there is none.
     #[must_use]
-    pub fn artifact_event(self, row: &TaskRow, output: Output<'_>) -> Option<Box<RawValue>> {
+    pub fn artifact_event(self, run: Run<'_>, output: Output<'_>) -> Option<Box<RawValue>> {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Update<'a> {
@@ -348,15 +383,15 @@ impl Version {
             last_chunk: bool,
         }
         let update = to_raw(&Update {
-            kind: self.only_0_3("artifact-update"),
-            task_id: &row.run_id,
-            context_id: context_id(row),
+            kind: self.only_v03("artifact-update"),
+            task_id: run.id,
+            context_id: run.context_id,
             artifact: self.artifacts(output)?.pop()?,
             last_chunk: true,
         });
         Some(match self {
-            Self::V0_3 => update,
-            Self::V1_0 => object_of([("artifactUpdate", &*update)]),
+            Self::V03 => update,
+            Self::V1 => object_of([("artifactUpdate", &*update)]),
         })
     }
 }
