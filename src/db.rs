@@ -182,7 +182,7 @@ const SLOW_STATEMENT: Duration = Duration::from_millis(500);
 
 /// Maximum duration of a statement including the wait for its connection. Without this limit, a peer that vanished
 /// silently would block it until TCP times out after a quarter of an hour.
-const LONGEST_STATEMENT: Duration = Duration::from_secs(8);
+pub const LONGEST_STATEMENT: Duration = Duration::from_secs(8);
 
 /// Runs statements in a task of their own, and waits no longer than any statement takes. Then the task is abandoned
 /// with its connection; the statements may still be committed.

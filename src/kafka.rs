@@ -2,6 +2,7 @@
 
 pub mod callbacks;
 pub mod consumer;
+mod group;
 pub mod lag;
 pub mod message;
 mod oauth;
@@ -97,7 +98,7 @@ where
 pub fn ping(kafka: &config::Kafka) -> Result<usize, PingError> {
     let callbacks = Callbacks::new("requests to Kafka", kafka);
     // A producer reads the errors of its connections in a thread of its own.
-    let client: FutureProducer<Context> = create(kafka, &mut client_config(kafka), Context(callbacks.clone()))?;
+    let client: FutureProducer<Context> = create(kafka, &mut client_config(kafka), Context::new(callbacks.clone()))?;
     let answer = replaceable::ask(client.client(), &kafka.execution_topic, REQUEST_TIMEOUT);
     answer.map(|answer| answer.brokers).map_err(|error| match callbacks.last_error() {
         Some((kind, reason)) => PingError::Connection(kind.text(), reason),
@@ -124,7 +125,7 @@ impl From<KafkaError> for PingError {
 
 /// New client for single requests.
 fn open(kafka: &config::Kafka, mut config: ClientConfig, callbacks: Callbacks) -> KafkaResult<BaseConsumer<Context>> {
-    let client: BaseConsumer<Context> = create(kafka, &mut config, Context(callbacks))?;
+    let client: BaseConsumer<Context> = create(kafka, &mut config, Context::new(callbacks))?;
     if kafka.clients.current().oauth.is_some() {
         // The request for the first token waits in the queue of events.
         client.poll(Duration::ZERO);
@@ -197,7 +198,7 @@ mod tests {
         // As each kind of client does.
         config.set("linger.ms", "0").set("fetch.wait.max.ms", "100").set("queued.min.messages", "2000");
         let _client: BaseConsumer<Context> =
-            create(&kafka, &mut config, Context(Callbacks::new("test", &kafka))).expect("a client");
+            create(&kafka, &mut config, Context::new(Callbacks::new("test", &kafka))).expect("a client");
         for (_, property, value) in tuned {
             assert_eq!(config.get(property), Some(value), "{property}");
         }

@@ -240,6 +240,7 @@ impl Member {
             biased;
             () = self.stop.cancelled() => {}
             () = consumer.watch(&self.stop) => {}
+            () = consumer.measure() => {}
             () = Reader::new(&self, &consumer).run() => {}
         }
         let closing = tokio::task::spawn_blocking(move || consumer.close());

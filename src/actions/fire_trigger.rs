@@ -153,7 +153,8 @@ impl From<Overloaded> for FireError {
 /// the firings. Nothing is committed, and the messages are sent by whichever process sweeps the outbox.
 ///
 /// No two firings may have the same run id. At most 500 at a time. The caller has locked the row of the trigger, before any
-/// other lock: those of the quota and of the keys of flow control follow here, and the row is written at the end.
+/// other lock, or holds it if it is one for webhooks (`lock_to_fire`): the locks of the quota and of the keys of flow
+/// control follow here, and the row is written at the end.
 pub async fn fire(
     conn: &mut PgConnection,
     firer: Firer<'_>,
@@ -174,6 +175,21 @@ pub async fn fire(
     db::triggers::record(&mut *conn, trigger.id, NewFirings { firings: &rows, counts: &counts }).await?;
     tell(conn, trigger, firings, &outcomes).await?;
     Ok(outcomes)
+}
+
+/// Locks a trigger that is to fire. One for webhooks is only held, so that its deliveries do not wait for each other
+/// before they are written; all that fire it do so, and in one order.
+async fn lock_to_fire(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<TriggerRow>, db::Error> {
+    // Kinds never change.
+    match db::triggers::find(&mut *conn, organization, id).await? {
+        Some(row) if row.kind == TriggerKind::Webhook.as_str() => db::triggers::hold(conn, organization, id).await,
+        Some(_) => db::triggers::lock(conn, organization, id).await,
+        None => Ok(None),
+    }
 }
 
 /// Records events of the firings that have started no run, one for each reason. Such an event may itself be what a
@@ -283,7 +299,7 @@ pub async fn fire_now(
     let (trigger, firing, outcomes) = db::in_transaction(pool, async |conn| {
         let run_id = id::new_run_id();
         context.claim(conn, &run_id).await?;
-        let found = db::triggers::lock(conn, context.organization(), id).await?;
+        let found = lock_to_fire(conn, context.organization(), id).await?;
         let trigger = found.ok_or(FireNowError::NotFound)?;
         let at = db::triggers::now(&mut *conn).await?;
         let firing = by_hand(&trigger, at, members, (run_id, &context.actor.correlation_id));

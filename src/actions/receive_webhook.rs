@@ -367,9 +367,9 @@ async fn start(
 async fn try_start(receiver: Receiver<'_>, row: &TriggerRow, firing: &Firing) -> Result<Received, ReceiveError> {
     let delivery = firing.delivery.as_deref();
     let mut transaction = db::begin(receiver.pool).await?;
-    // The trigger is as it is now, and stays so: it may have been deleted or paused since it was found. Its row comes before
-    // the other locks, as wherever a trigger fires.
-    let row = db::triggers::lock(&mut transaction, &row.organization(), row.id).await?;
+    // The trigger is as it is now: it may have been deleted or paused since it was found. It is not locked before it is
+    // counted, so that its deliveries do not wait for each other.
+    let row = db::triggers::hold(&mut transaction, &row.organization(), row.id).await?;
     let row = &row.ok_or(ReceiveError::NotFound)?;
     if !row.enabled {
         return Err(ReceiveError::Paused);
@@ -381,6 +381,9 @@ async fn try_start(receiver: Receiver<'_>, row: &TriggerRow, firing: &Firing) ->
     }
     let outcomes = fire_trigger::fire(&mut transaction, receiver.firer, row, std::slice::from_ref(firing)).await?;
     let outcome = outcomes.first().cloned().ok_or(ReceiveError::Busy)?;
+    if !db::triggers::is_enabled(&mut transaction, row.id).await? {
+        return Err(ReceiveError::Paused);
+    }
     if let (Outcome::Failed(_), Some(delivery)) = (&outcome, delivery) {
         // The sender may try it again.
         inbound::release_delivery(&mut transaction, row.id, delivery).await?;

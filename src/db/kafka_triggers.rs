@@ -36,14 +36,10 @@ pub async fn find(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<StateRow>,
     Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
 }
 
-/// Stores the state of a new trigger. A group that another trigger has is an [`Error::Conflict`].
-pub async fn insert(conn: &mut PgConnection, id: Uuid, group: &str) -> Result<(), Error> {
-    sqlx::query("INSERT INTO kafka_triggers (trigger_id, group_id) VALUES ($1, $2)")
-        .bind(id)
-        .bind(group)
-        .execute(conn)
-        .await?;
-    Ok(())
+/// Stores the state of a new trigger. Returns `false` if another trigger has the group; the transaction can go on.
+pub async fn insert(conn: &mut PgConnection, id: Uuid, group: &str) -> Result<bool, Error> {
+    let sql = "INSERT INTO kafka_triggers (trigger_id, group_id) VALUES ($1, $2) ON CONFLICT (group_id) DO NOTHING";
+    Ok(sqlx::query(sql).bind(id).bind(group).execute(conn).await?.rows_affected() == 1)
 }
 
 /// Lets `start` be applied to the group again, as far as it has no offsets.

@@ -91,14 +91,32 @@ pub async fn webhook_by_name(
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(organization.as_str()).bind(name).fetch_optional(db).await?)
 }
 
-/// As [`find`], and locks the row until the transaction ends.
+/// As [`find`], and locks the row until the transaction ends. The lock is that of a deletion: one that is taken by
+/// [`hold`] is waited for here, and not with the row in hand.
 pub async fn lock(
     conn: &mut PgConnection,
     organization: &OrganizationId,
     id: Uuid,
 ) -> Result<Option<TriggerRow>, Error> {
-    let sql = select(" WHERE id = $1 AND organization_id = $2 FOR NO KEY UPDATE");
+    let sql = select(" WHERE id = $1 AND organization_id = $2 FOR UPDATE");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
+}
+
+/// As [`find`], and keeps the trigger from being deleted until the transaction ends. It may be changed meanwhile, and
+/// other transactions may hold it too.
+pub async fn hold(
+    conn: &mut PgConnection,
+    organization: &OrganizationId,
+    id: Uuid,
+) -> Result<Option<TriggerRow>, Error> {
+    let sql = select(" WHERE id = $1 AND organization_id = $2 FOR KEY SHARE");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).bind(organization.as_str()).fetch_optional(conn).await?)
+}
+
+/// Whether the trigger is not paused. After [`record`] in the same transaction, that stays so until its end.
+pub async fn is_enabled(conn: &mut PgConnection, id: Uuid) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM triggers WHERE id = $1 AND enabled)";
+    Ok(sqlx::query_scalar(sql).bind(id).fetch_one(conn).await?)
 }
 
 /// Locks a trigger by id alone, unless another transaction has locked it.
@@ -113,7 +131,7 @@ pub async fn lock_by_name(
     organization: &OrganizationId,
     name: &str,
 ) -> Result<Option<TriggerRow>, Error> {
-    let sql = select(" WHERE name = $1 AND organization_id = $2 FOR NO KEY UPDATE");
+    let sql = select(" WHERE name = $1 AND organization_id = $2 FOR UPDATE");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(name).bind(organization.as_str()).fetch_optional(conn).await?)
 }
 
@@ -295,7 +313,8 @@ pub struct NewFirings<'a> {
     pub counts: &'a [(&'static str, i64)],
 }
 
-/// Records firings of a trigger, and adds to its counters.
+/// Records firings of a trigger, and adds to its counters. The row of the trigger is written last: whoever fires it too
+/// waits from then on until the transaction ends.
 pub async fn record(conn: &mut PgConnection, id: Uuid, new: NewFirings<'_>) -> Result<(), Error> {
     /// Values of one column for all firings.
     fn column<'r, T>(firings: &'r [FiringRow], of: impl Fn(&'r FiringRow) -> T) -> Vec<T> {
@@ -319,8 +338,11 @@ pub async fn record(conn: &mut PgConnection, id: Uuid, new: NewFirings<'_>) -> R
         .bind(column(firings, |firing| firing.run_id.as_deref()))
         .execute(&mut *conn)
         .await?;
-        let sql = "DELETE FROM trigger_firings WHERE trigger_id = $1 AND id <= (
-                       SELECT id FROM trigger_firings WHERE trigger_id = $1 ORDER BY id DESC OFFSET $2 LIMIT 1)";
+        // What another transaction deletes at this moment is not waited for.
+        let sql = "DELETE FROM trigger_firings WHERE id = ANY (ARRAY(
+                       SELECT id FROM trigger_firings WHERE trigger_id = $1 AND id <= (
+                           SELECT id FROM trigger_firings WHERE trigger_id = $1 ORDER BY id DESC OFFSET $2 LIMIT 1)
+                       FOR UPDATE SKIP LOCKED))";
         sqlx::query(sql).bind(id).bind(KEPT_FIRINGS).execute(&mut *conn).await?;
     }
     if firings.is_empty() && counts.is_empty() {

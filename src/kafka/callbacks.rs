@@ -131,23 +131,44 @@ fn failure_reason(code: RDKafkaErrorCode, is_batched: bool) -> Option<&'static s
     }
 }
 
-/// Context of a client without other callbacks.
-#[derive(Clone)]
-pub struct Context(pub Callbacks);
+/// Context of a client: what all clients have in common, and what this one has besides.
+pub struct Context<R = ()> {
+    /// Callbacks of all clients.
+    pub callbacks: Callbacks,
+    /// What this client has besides.
+    pub role: R,
+}
 
-impl ClientContext for Context {
+impl Context {
+    /// Context of a client that has nothing besides.
+    #[must_use]
+    pub fn new(callbacks: Callbacks) -> Self {
+        Self { callbacks, role: () }
+    }
+}
+
+/// What a client does with its statistics besides.
+pub trait Role: Send + Sync + 'static {
+    /// Reads the statistics.
+    fn statistics(&self, _: &Statistics) {}
+}
+
+impl Role for () {}
+
+impl<R: Role> ClientContext for Context<R> {
     const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(&error, reason);
+        self.callbacks.error(&error, reason);
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.0.token()
+        self.callbacks.token()
     }
 
     fn stats(&self, statistics: Statistics) {
-        self.0.statistics(&statistics);
+        self.callbacks.statistics(&statistics);
+        self.role.statistics(&statistics);
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    error::Error as StdError,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -14,9 +13,8 @@ use std::{
 use chrono::{DateTime, Datelike as _, Utc};
 use futures_util::FutureExt as _;
 use rdkafka::{
-    ClientContext, Offset, TopicPartitionList,
-    client::{Client as NativeClient, OAuthToken},
-    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _, Message as _, OwnedMessage},
     statistics::Statistics,
@@ -25,11 +23,11 @@ use rdkafka::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    callbacks::Callbacks,
+    callbacks::{Callbacks, Context, Role},
     lag::Lag,
     message::{Message, MessageError},
     problem::{Connection, Trouble},
-    replaceable::{self, Client, ClientRole, ReplaceableClient},
+    replaceable::{self, ClientRole, ReplaceableClient},
 };
 use crate::{config, offload, trace};
 
@@ -77,29 +75,13 @@ pub struct Record {
     pub raw: OwnedMessage,
 }
 
-struct Context {
-    callbacks: Callbacks,
-    lag: Lag,
-}
-
-impl ClientContext for Context {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.callbacks.error(&error, reason);
-    }
-
-    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.callbacks.token()
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.callbacks.statistics(&statistics);
-        self.lag.update(&statistics);
+impl Role for Lag {
+    fn statistics(&self, statistics: &Statistics) {
+        self.update(statistics);
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for Context<Lag> {
     fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         match rebalance {
             Rebalance::Assign(list) => {
@@ -114,17 +96,9 @@ impl ConsumerContext for Context {
     }
 }
 
-impl Client for StreamConsumer<Context> {
-    type Context = Context;
-
-    fn native(&self) -> &NativeClient<Context> {
-        self.client()
-    }
-}
-
 /// Member of the executors' group. When its client is replaced it joins again, and unfinished records are read again.
 pub struct Consumer {
-    client: ReplaceableClient<StreamConsumer<Context>>,
+    client: ReplaceableClient<StreamConsumer<Context<Lag>>>,
     lag: Lag,
     execution_topic: String,
     cancellation_topic: String,
@@ -173,15 +147,7 @@ impl Consumer {
     /// Next record. Dropping the future loses nothing. It must be polled regularly, even if no record is needed, or the
     /// group removes this member.
     pub async fn recv(&self) -> KafkaResult<Record> {
-        loop {
-            let renewed = self.client.renewed();
-            let client = self.client.current();
-            tokio::select! {
-                biased;
-                received = client.recv() => return received.map(|record| self.read(&record)),
-                () = renewed => {}
-            }
-        }
+        self.client.recv(|record| self.read(record)).await
     }
 
     /// Next record, if one is available already.
@@ -253,21 +219,11 @@ impl Consumer {
 
     /// Commits stored offsets and leaves the group. Blocks the thread until no other reference to the consumer exists.
     pub fn close(self: Arc<Self>) {
-        let client = replaceable::wait_for_last_reference(self).client;
-        let is_connected = client.connection().is_up();
-        let client = client.into_current();
-        if !is_connected {
-            // No broker can receive the commit, and the client would wait for an answer.
-            return replaceable::close_in_background(client);
-        }
-        let client = replaceable::wait_for_last_reference(client);
-        if let Err(error) = client.commit_consumer_state(CommitMode::Sync) {
-            tracing::debug!("offsets could not be committed at the end: {error}");
-        }
+        replaceable::wait_for_last_reference(self).client.leave();
     }
 }
 
-fn join(kafka: &config::Kafka, callbacks: Callbacks, lag: Lag) -> KafkaResult<StreamConsumer<Context>> {
+fn join(kafka: &config::Kafka, callbacks: Callbacks, lag: Lag) -> KafkaResult<StreamConsumer<Context<Lag>>> {
     let mut config = super::client_config(kafka);
     config
         .set("group.id", &kafka.group_id)
@@ -288,7 +244,7 @@ fn join(kafka: &config::Kafka, callbacks: Callbacks, lag: Lag) -> KafkaResult<St
         // Prefetched records cost memory, and are read again after a crash.
         .set("queued.max.messages.kbytes", "16384")
         .set("queued.min.messages", "2000");
-    let client: StreamConsumer<Context> = super::create(kafka, &mut config, Context { callbacks, lag })?;
+    let client: StreamConsumer<Context<Lag>> = super::create(kafka, &mut config, Context { callbacks, role: lag })?;
     client.subscribe(&[&kafka.execution_topic, &kafka.cancellation_topic])?;
     Ok(client)
 }

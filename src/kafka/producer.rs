@@ -1,21 +1,19 @@
 //! Producer of the relay: idempotent, `acks=all`, results by callback.
 
-use std::{error::Error as StdError, time::Duration};
+use std::time::Duration;
 
 use rdkafka::{
-    ClientContext,
-    client::{Client as NativeClient, OAuthToken},
+    client::Client as NativeClient,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{DeliveryResult, Header, Message as _, OwnedHeaders},
     producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
-    statistics::Statistics,
 };
 use tokio::sync::mpsc::UnboundedSender;
 use uuid::Uuid;
 
 use super::{
     Refusal,
-    callbacks::Callbacks,
+    callbacks::{Callbacks, Context, Role},
     message,
     replaceable::{self, Client},
 };
@@ -74,13 +72,14 @@ pub struct Report {
     pub is_alone: bool,
 }
 
-/// Producer context that sends every delivery report into a channel. The channel is unbounded, but there are at most as
+/// Role that sends every delivery report into a channel. The channel is unbounded, but there are at most as
 /// many reports as queued messages.
 pub struct Reports {
     reports: UnboundedSender<Report>,
-    callbacks: Callbacks,
     batching: Batching,
 }
+
+impl Role for Reports {}
 
 /// Batching of a producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,22 +90,6 @@ pub enum Batching {
     One,
 }
 
-impl ClientContext for Reports {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.callbacks.error(&error, reason);
-    }
-
-    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.callbacks.token()
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.callbacks.statistics(&statistics);
-    }
-}
-
 /// Data that travels with a message through librdkafka.
 pub struct Envelope {
     run_id: String,
@@ -114,7 +97,7 @@ pub struct Envelope {
     batch: Option<Uuid>,
 }
 
-impl ProducerContext for Reports {
+impl ProducerContext for Context<Reports> {
     type DeliveryOpaque = Box<Envelope>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, envelope: Self::DeliveryOpaque) {
@@ -122,17 +105,17 @@ impl ProducerContext for Reports {
             Ok(message) => (message, Ok(())),
             Err((error, message)) => (message, Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))),
         };
-        self.callbacks.delivery(message.topic(), outcome, self.batching == Batching::Many);
+        self.callbacks.delivery(message.topic(), outcome, self.role.batching == Batching::Many);
         let (bytes, outcome) = (message.payload_len(), outcome.map_err(DeliveryError::from));
         let Envelope { run_id, event_id, batch } = *envelope;
         // The receiver lives as long as the relay. Later reports are not needed: the row still exists.
-        let is_alone = self.batching == Batching::One;
-        drop(self.reports.send(Report { run_id, event_id, batch, bytes, outcome, is_alone }));
+        let is_alone = self.role.batching == Batching::One;
+        drop(self.role.reports.send(Report { run_id, event_id, batch, bytes, outcome, is_alone }));
     }
 }
 
 /// Producer with its own polling thread.
-pub struct Producer(ThreadedProducer<Reports>);
+pub struct Producer(ThreadedProducer<Context<Reports>>);
 
 impl Producer {
     /// Creates the client. Brokers need not be up yet; invalid settings are an error.
@@ -153,7 +136,7 @@ impl Producer {
             .set("message.max.bytes", (MAX_RECORD_BYTES + 4096).to_string())
             .set("queue.buffering.max.messages", MAX_QUEUED_MESSAGES.to_string())
             .set("queue.buffering.max.kbytes", (MAX_QUEUED_BYTES >> 10).to_string());
-        Ok(Self(super::create(kafka, &mut settings, Reports { reports, callbacks, batching })?))
+        Ok(Self(super::create(kafka, &mut settings, Context { callbacks, role: Reports { reports, batching } })?))
     }
 
     /// Queues a message keyed by its run. Does not block. The outcome is sent as a [`Report`], except for an error that
@@ -186,9 +169,9 @@ impl Producer {
 }
 
 impl Client for Producer {
-    type Context = Reports;
+    type Context = Context<Reports>;
 
-    fn native(&self) -> &NativeClient<Reports> {
+    fn native(&self) -> &NativeClient<Context<Reports>> {
         self.0.client()
     }
 

@@ -54,7 +54,7 @@ impl Publisher {
     pub fn new(name: &'static str, settings: &config::Kafka, delivery_timeout: Option<Duration>) -> KafkaResult<Self> {
         let purpose = ClientRole { name, meaning: None };
         ReplaceableClient::new(purpose, settings, move |settings, callbacks| {
-            client(settings, delivery_timeout, Context(callbacks))
+            client(settings, delivery_timeout, Context::new(callbacks))
         })
         .map(Self)
     }

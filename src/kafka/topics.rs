@@ -185,7 +185,7 @@ pub(super) fn admin(kafka: &config::Kafka) -> Result<Option<AdminClient<Context>
     if kafka.clients.current().oauth.is_some() {
         return Ok(None);
     }
-    create(kafka, &mut client_config(kafka), Context(Callbacks::new(CLIENT, kafka))).map(Some)
+    create(kafka, &mut client_config(kafka), Context::new(Callbacks::new(CLIENT, kafka))).map(Some)
 }
 
 fn options() -> AdminOptions {

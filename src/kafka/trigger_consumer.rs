@@ -4,7 +4,7 @@
 //! that and the first commit. From then on, partitions without an offset are new ones, and are read from their beginning.
 
 use std::{
-    error::Error as StdError,
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -14,11 +14,10 @@ use std::{
 
 use futures_util::FutureExt as _;
 use rdkafka::{
-    ClientContext, Offset, TopicPartitionList,
+    Offset, TopicPartitionList,
     admin::AdminOptions,
-    client::{Client as NativeClient, OAuthToken},
-    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance, StreamConsumer},
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer},
+    error::{KafkaResult, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _, Message as _},
     metadata::MetadataTopic,
     statistics::Statistics,
@@ -26,10 +25,10 @@ use rdkafka::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    REQUEST_TIMEOUT,
-    callbacks::Callbacks,
+    REQUEST_TIMEOUT, SHORT_TIMEOUT,
+    callbacks::{Callbacks, Context, Role},
     lag,
-    replaceable::{self, Client, ClientRole, ReplaceableClient},
+    replaceable::{self, ClientRole, ReplaceableClient},
     topics,
 };
 use crate::{
@@ -40,55 +39,49 @@ use crate::{
 /// Role of the clients in metrics.
 const ROLE: ClientRole = ClientRole { name: "triggers", meaning: None };
 /// Maximum time between two polls before the group removes this member. It is longer than a batch takes.
-const MAX_POLL_INTERVAL: Duration = Duration::from_mins(1);
-
-struct Context {
-    callbacks: Callbacks,
-    state: Arc<State>,
-}
+pub const MAX_POLL_INTERVAL: Duration = Duration::from_mins(1);
+/// Interval at which the lag is measured while reading is paused.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+/// Number of no assignment.
+const NONE: u64 = u64::MAX;
 
 struct State {
     /// Number of rebalances. A record of an earlier one is read again by the member that has its partition now.
     assignment: AtomicU64,
+    /// Assignment under which reading is paused. A later one has resumed it.
+    paused: AtomicU64,
     /// Records that wait in the partitions of this member.
     lag: Arc<AtomicI64>,
 }
 
-impl ClientContext for Context {
-    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.callbacks.error(&error, reason);
+impl State {
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed) == self.assignment.load(Ordering::Relaxed)
     }
+}
 
-    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn StdError>> {
-        self.callbacks.token()
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        self.callbacks.statistics(&statistics);
+impl Role for Arc<State> {
+    fn statistics(&self, statistics: &Statistics) {
+        // They have the ends of partitions from the answers to fetches, of which there are none then.
+        if self.is_paused() {
+            return;
+        }
         let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
-        self.state.lag.store(partitions.filter_map(lag::lag_of).sum(), Ordering::Relaxed);
+        self.lag.store(partitions.filter_map(lag::lag_of).sum(), Ordering::Relaxed);
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for Context<Arc<State>> {
     fn pre_rebalance(&self, _: &BaseConsumer<Self>, _: &Rebalance<'_>) {
-        self.state.assignment.fetch_add(1, Ordering::Relaxed);
+        self.role.assignment.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-impl Client for StreamConsumer<Context> {
-    type Context = Context;
-
-    fn native(&self) -> &NativeClient<Context> {
-        self.client()
-    }
-}
+type Member = StreamConsumer<Context<Arc<State>>>;
 
 /// Member of the group of a trigger.
 pub struct TriggerConsumer {
-    client: ReplaceableClient<StreamConsumer<Context>>,
+    client: ReplaceableClient<Member>,
     state: Arc<State>,
     topic: String,
 }
@@ -99,10 +92,11 @@ impl TriggerConsumer {
     pub fn new(kafka: &config::Kafka, (topic, group): (&str, &str), lag: &Arc<AtomicI64>) -> KafkaResult<Self> {
         // The client is watched by requests about this topic, which is the one that the service may not be allowed to read.
         let kafka = config::Kafka { execution_topic: topic.to_owned(), ..kafka.clone() };
-        let state = Arc::new(State { assignment: AtomicU64::default(), lag: Arc::clone(lag) });
+        let (assignment, paused) = (AtomicU64::default(), AtomicU64::new(NONE));
+        let state = Arc::new(State { assignment, paused, lag: Arc::clone(lag) });
         let (of_client, group) = (Arc::clone(&state), group.to_owned());
         let join = move |kafka: &config::Kafka, callbacks| {
-            let client = join(kafka, &group, Context { callbacks, state: Arc::clone(&of_client) })?;
+            let client = join(kafka, &group, Context { callbacks, role: Arc::clone(&of_client) })?;
             of_client.assignment.fetch_add(1, Ordering::Relaxed);
             Ok(client)
         };
@@ -117,15 +111,7 @@ impl TriggerConsumer {
     /// Next record, with the number of the assignment under which it was read. It must be polled regularly, even if no record
     /// is needed, or the group removes this member. Dropping the future loses nothing.
     pub async fn recv(&self) -> KafkaResult<(u64, Record)> {
-        loop {
-            let renewed = self.client.renewed();
-            let client = self.client.current();
-            tokio::select! {
-                biased;
-                received = client.recv() => return received.map(|record| (self.assignment(), read(&record))),
-                () = renewed => {}
-            }
-        }
+        self.client.recv(|record| (self.assignment(), read(record))).await
     }
 
     /// Next record, if one is available already.
@@ -153,24 +139,34 @@ impl TriggerConsumer {
 
     /// Pauses or resumes reading the partitions of this member; a rebalance resumes.
     pub fn set_paused(&self, is_paused: bool) -> KafkaResult<()> {
-        let client = self.client.current();
+        let (client, assignment) = (self.client.current(), self.assignment());
         let partitions = client.assignment()?;
-        if is_paused { client.pause(&partitions) } else { client.resume(&partitions) }
+        let changed = if is_paused { client.pause(&partitions) } else { client.resume(&partitions) };
+        changed?;
+        self.state.paused.store(if is_paused { assignment } else { NONE }, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Measures the lag whenever reading is paused. Does not end.
+    pub async fn measure(&self) {
+        loop {
+            tokio::time::sleep(MEASURE_EVERY).await;
+            if !self.state.is_paused() {
+                continue;
+            }
+            let client = self.client.current();
+            match tokio::task::spawn_blocking(move || waiting(&client)).await {
+                Ok(Ok(lag)) if self.state.is_paused() => self.state.lag.store(lag, Ordering::Relaxed),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::debug!(topic = self.topic, "the lag was not measured: {error}"),
+                Err(error) => tracing::debug!(topic = self.topic, "the lag was not measured: {error}"),
+            }
+        }
     }
 
     /// Commits stored offsets and leaves the group. Blocks the thread until no other reference to the consumer exists.
     pub fn close(self: Arc<Self>) {
-        let client = replaceable::wait_for_last_reference(self).client;
-        let is_connected = client.connection().is_up();
-        let client = client.into_current();
-        if !is_connected {
-            // No broker can receive the commit, and the client would wait for an answer.
-            return replaceable::close_in_background(client);
-        }
-        let client = replaceable::wait_for_last_reference(client);
-        if let Err(error) = client.commit_consumer_state(CommitMode::Sync) {
-            tracing::debug!("offsets of a trigger could not be committed at the end: {error}");
-        }
+        replaceable::wait_for_last_reference(self).client.leave();
     }
 }
 
@@ -189,7 +185,7 @@ fn read(record: &BorrowedMessage<'_>) -> Record {
     }
 }
 
-fn join(kafka: &config::Kafka, group: &str, context: Context) -> KafkaResult<StreamConsumer<Context>> {
+fn join(kafka: &config::Kafka, group: &str, context: Context<Arc<State>>) -> KafkaResult<Member> {
     let mut config = super::client_config(kafka);
     config
         .set("group.id", group)
@@ -211,9 +207,31 @@ fn join(kafka: &config::Kafka, group: &str, context: Context) -> KafkaResult<Str
         .set("queued.max.messages.kbytes", "4096")
         .set("queued.min.messages", "500");
     let topic = kafka.execution_topic.clone();
-    let client: StreamConsumer<Context> = super::create(kafka, &mut config, context)?;
+    let client: Member = super::create(kafka, &mut config, context)?;
     client.subscribe(&[&topic])?;
     Ok(client)
+}
+
+/// Records of the client's partitions that the group has not committed, as the brokers know them. Blocks the thread for at
+/// most three seconds.
+fn waiting(client: &Member) -> KafkaResult<i64> {
+    let partitions = client.assignment()?;
+    if partitions.count() == 0 {
+        return Ok(0);
+    }
+    let by_partition = |list: TopicPartitionList| -> HashMap<i32, i64> {
+        let elements = list.elements();
+        let places = elements.iter().filter(|element| is_place(element.offset()));
+        places.filter_map(|element| Some((element.partition(), element.offset().to_raw()?))).collect()
+    };
+    let committed = by_partition(client.committed_offsets(partitions.clone(), SHORT_TIMEOUT)?);
+    let begins = by_partition(offsets(client, &partitions, Offset::Beginning, SHORT_TIMEOUT)?);
+    let ends = by_partition(offsets(client, &partitions, Offset::End, SHORT_TIMEOUT)?);
+    let waiting = ends.iter().map(|(partition, end)| {
+        let begin = begins.get(partition).max(committed.get(partition)).unwrap_or(end);
+        (end - begin).max(0)
+    });
+    Ok(waiting.sum())
 }
 
 /// Settles where the group begins, as far as it has no offsets. It must have no members. Returns whether anything was
@@ -245,15 +263,18 @@ pub fn begin(kafka: &config::Kafka, (topic, group): (&str, &str), start: Start, 
         return Ok(!has_begun);
     }
     let begins = match start {
-        Start::Earliest => offsets(&client, &missing, Offset::Beginning)?,
-        Start::Latest => offsets(&client, &missing, Offset::End)?,
+        Start::Earliest => offsets(&client, &missing, Offset::Beginning, REQUEST_TIMEOUT)?,
+        Start::Latest => offsets(&client, &missing, Offset::End, REQUEST_TIMEOUT)?,
         Start::At(at) => {
-            let found = offsets(&client, &missing, Offset::Offset(at.timestamp_millis()))?;
+            let found = offsets(&client, &missing, Offset::Offset(at.timestamp_millis()), REQUEST_TIMEOUT)?;
             let mut later = TopicPartitionList::new();
             for element in found.elements().iter().filter(|element| !is_place(element.offset())) {
                 later.add_partition(topic, element.partition());
             }
-            let ends = if later.count() == 0 { later } else { offsets(&client, &later, Offset::End)? };
+            let ends = match later.count() {
+                0 => later,
+                _ => offsets(&client, &later, Offset::End, REQUEST_TIMEOUT)?,
+            };
             let mut begins = TopicPartitionList::new();
             let known = found.elements();
             for element in known.iter().filter(|element| is_place(element.offset())).chain(&ends.elements()) {
@@ -272,13 +293,14 @@ fn is_place(offset: Offset) -> bool {
 
 /// Offsets at this time, or of the beginning or the end, of all partitions of the list.
 fn offsets<C: ConsumerContext>(
-    client: &BaseConsumer<C>,
+    client: &impl Consumer<C>,
     partitions: &TopicPartitionList,
     at: Offset,
+    within: Duration,
 ) -> KafkaResult<TopicPartitionList> {
     let mut asked = partitions.clone();
     asked.set_all_offsets(at)?;
-    let found = client.offsets_for_times(asked, REQUEST_TIMEOUT)?;
+    let found = client.offsets_for_times(asked, within)?;
     for element in found.elements() {
         element.error()?;
     }

@@ -15,7 +15,11 @@ use crate::{
         fire_trigger::FireError,
         receive_records::{Taken, Wait},
     },
-    kafka::{problem, trigger_consumer::TriggerConsumer},
+    db,
+    kafka::{
+        problem,
+        trigger_consumer::{self, TriggerConsumer},
+    },
     trigger::kafka::Record,
 };
 
@@ -32,6 +36,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after errors of the consumer. It is short, as later events in its queue wait until they are read.
 const KAFKA_PAUSE: Duration = Duration::from_millis(10);
+/// Statements, or transactions, between two polls: while the database is silent, the group keeps its member however long
+/// that lasts.
+const STATEMENTS_OF_A_TURN: u64 = 3;
+const _: () =
+    assert!(2 * STATEMENTS_OF_A_TURN * db::LONGEST_STATEMENT.as_secs() < trigger_consumer::MAX_POLL_INTERVAL.as_secs());
 
 /// Record that waits.
 struct Held {

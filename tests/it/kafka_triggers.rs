@@ -568,3 +568,44 @@ async fn what_cannot_be_read_or_may_not_is_refused_with_its_field(pool: PgPool) 
     let preview = service.post(&format!("{}/preview", path(&first)), &preview).await.expect(200);
     assert_eq!(preview["reason"], "workflow_not_found");
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_trigger_is_exported_and_imported_with_what_it_reads(pool: PgPool) {
+    let world = World::start(&pool, 1).await;
+    let service = &world.service;
+    let (own, other) = (format!("wf-trigger-{}", Uuid::new_v4()), format!("wf-trigger-{}", Uuid::new_v4()));
+    let config = json!({"group_id": own, "filter": "${trigger.value.text} != 'no'", "max_per_second": 100});
+    let trigger = world.trigger("orders", config).await;
+    world.say(0, "first").await;
+    assert_eq!(world.texts(&trigger, 1).await, ["first"]);
+    world.committed(&trigger, 0, 1).await;
+    let document = service.get("/api/v1/export").await.expect(200);
+    assert_eq!(document["triggers"][0]["config"], trigger["config"]);
+    let import = async |document: &Value| service.post("/api/v1/import", document).await;
+    // The same content changes nothing: it reads on with its group.
+    assert_eq!(import(&document).await.expect(200)["unchanged"]["triggers"], json!(["orders"]));
+    let mut changed = document.clone();
+    changed["triggers"][0]["config"]["filter"] = json!("${trigger.value.text} == 'no'");
+    assert_eq!(import(&changed).await.expect(200)["updated"]["triggers"], json!(["orders"]));
+    world.say(0, "second").await;
+    world.say(0, "no").await;
+    assert_eq!(world.texts(&trigger, 2).await, ["first", "no"]);
+    // Groups belong to one trigger, and topics may be closed: an entry that cannot be is named.
+    let mut moved = document.clone();
+    moved["triggers"][0]["config"]["group_id"] = json!(other);
+    assert_eq!(fields(&import(&moved).await), ["body.triggers.0.config.group_id"]);
+    let mut second = document.clone();
+    second["triggers"][0]["name"] = json!("second");
+    // Another entry follows, which is looked at all the same.
+    second["triggers"].as_array_mut().expect("a list").push(
+        json!({"name": "third", "kind": "schedule", "workflow_name": "one-step", "config": {"cron": ["@yearly"]}}),
+    );
+    assert_eq!(fields(&import(&second).await), ["body.triggers.0.config.group_id"]);
+    second["triggers"][0]["config"]["topic"] = json!(service.config.kafka.execution_topic);
+    assert_eq!(fields(&import(&second).await), ["body.triggers.0.config.topic"]);
+    // Where there is no such trigger it is made, with a group of its own.
+    second["triggers"][0]["config"] = json!({"topic": world.topic, "group_id": other, "start": "earliest"});
+    assert_eq!(import(&second).await.expect(200)["created"]["triggers"], json!(["second", "third"]));
+    let page = service.get(&format!("{TRIGGERS}?name=second")).await.expect(200);
+    assert_eq!(world.texts(&page["items"][0], 3).await, ["first", "second", "no"]);
+}

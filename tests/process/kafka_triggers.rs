@@ -43,18 +43,22 @@ async fn trigger(environment: &Environment, topic: &str) -> String {
     trigger["kafka"]["group_id"].as_str().expect("a group").to_owned()
 }
 
-/// Sends records with the texts of these numbers, evenly to all partitions.
-async fn send(environment: &Environment, topic: &str, numbers: std::ops::Range<usize>, partitions: usize) {
+/// Sends records with these texts, evenly to all partitions.
+pub async fn send(environment: &Environment, topic: &str, texts: &[impl AsRef<str>], partitions: usize) {
     let producer: FutureProducer = kafka::producer_config(&environment.kafka()).create().expect("valid settings");
-    let sent = numbers.map(|number| {
-        let (producer, text) = (&producer, number.to_string());
-        let partition = i32::try_from(number % partitions).expect("a partition");
-        async move {
-            let record = FutureRecord::<str, str>::to(topic).partition(partition).payload(&text);
-            producer.send(record, WAIT).await.expect("sent");
-        }
+    let sent = texts.iter().enumerate().map(|(place, text)| {
+        let partition = i32::try_from(place % partitions).expect("a partition");
+        let record = FutureRecord::<str, str>::to(topic).partition(partition).payload(text.as_ref());
+        producer.send(record, WAIT)
     });
-    futures_util::future::join_all(sent).await;
+    for result in futures_util::future::join_all(sent).await {
+        result.expect("sent");
+    }
+}
+
+/// As [`send`], with these numbers.
+async fn count_up(environment: &Environment, topic: &str, numbers: std::ops::Range<usize>, partitions: usize) {
+    send(environment, topic, &numbers.map(|number| number.to_string()).collect::<Vec<_>>(), partitions).await;
 }
 
 async fn count(pool: &PgPool) -> usize {
@@ -103,7 +107,7 @@ async fn a_process_that_is_killed_before_its_offsets_are_committed_loses_and_rep
     let mut api = environment.serve().await;
     let topic = topic(&environment, 2).await;
     let group = trigger(&environment, &topic).await;
-    send(&environment, &topic, 0..RECORDS, 2).await;
+    count_up(&environment, &topic, 0..RECORDS, 2).await;
     let (mut seen, mut killed, mut ahead) = (0, 0, 0);
     while seen < RECORDS {
         seen = eventually("more runs", async || Some(count(&pool).await).filter(|now| *now > seen)).await;
@@ -119,10 +123,7 @@ async fn a_process_that_is_killed_before_its_offsets_are_committed_loses_and_rep
         killed > 0 && ahead > 0,
         "{killed} were killed, {ahead} of them with runs whose offsets were not committed"
     );
-    eventually("all offsets are committed", async || {
-        (committed(&environment, &group, &topic, 2) == i64::try_from(RECORDS).expect("a count")).then_some(())
-    })
-    .await;
+    all_committed(&environment, &group, &topic, 2, RECORDS).await;
     each_once(&pool, RECORDS).await;
 }
 
@@ -137,7 +138,7 @@ async fn three_processes_that_come_and_go_under_load_start_each_run_once(pool: P
     let mut others = [another(&environment), another(&environment)];
     let load = async {
         for begin in (0..RECORDS).step_by(500) {
-            send(&environment, &topic, begin..begin + 500, 6).await;
+            count_up(&environment, &topic, begin..begin + 500, 6).await;
         }
     };
     let churn = async {
@@ -158,14 +159,40 @@ async fn three_processes_that_come_and_go_under_load_start_each_run_once(pool: P
         assert!(changed > 1, "{changed}");
     };
     tokio::join!(load, churn);
-    eventually("all offsets are committed", async || {
-        (committed(&environment, &group, &topic, 6) == i64::try_from(RECORDS).expect("a count")).then_some(())
-    })
-    .await;
+    all_committed(&environment, &group, &topic, 6, RECORDS).await;
     each_once(&pool, RECORDS).await;
 }
 
-/// C2, test 3.
+/// Waits until this number of records waits for the trigger.
+async fn lag_is(environment: &Environment, expected: f64) {
+    eventually(&format!("the lag is {expected}"), async || {
+        let metrics = reqwest::get(format!("{}/metrics", environment.url)).await.ok()?.text().await.ok()?;
+        let line = metrics.lines().find(|line| line.starts_with("kafka_trigger_lag"))?;
+        let lag: f64 = line.rsplit(' ').next()?.parse().ok()?;
+        assert!(lag <= expected, "{lag}");
+        (lag >= expected).then_some(())
+    })
+    .await;
+}
+
+/// Ids of the members of the group.
+fn members(environment: &Environment, group: &str) -> Vec<String> {
+    let client: BaseConsumer = kafka::client_config(&environment.kafka()).create().expect("valid settings");
+    let groups = client.fetch_group_list(Some(group), WAIT).expect("an answer");
+    groups.groups().iter().flat_map(rdkafka::groups::GroupInfo::members).map(|member| member.id().to_owned()).collect()
+}
+
+/// Waits until the group has committed this number of records.
+async fn all_committed(environment: &Environment, group: &str, topic: &str, partitions: i32, records: usize) {
+    eventually("all offsets are committed", async || {
+        let committed = committed(environment, group, topic, partitions);
+        (committed == i64::try_from(records).expect("a count")).then_some(())
+    })
+    .await;
+}
+
+/// C2, test 3. The member polls while it waits, so an outage of any length is as this one: `kafka_triggers::reader` is not
+/// compiled if a turn of its loop could take longer than the group waits for a poll.
 #[sqlx::test(migrations = false)]
 async fn while_the_database_is_away_records_wait_and_none_becomes_a_dead_letter(pool: PgPool) {
     let (line, environment) = through_a_line(&pool).await;
@@ -173,13 +200,12 @@ async fn while_the_database_is_away_records_wait_and_none_becomes_a_dead_letter(
     let api = environment.serve().await;
     let topic = topic(&environment, 2).await;
     let group = trigger(&environment, &topic).await;
-    send(&environment, &topic, 0..10, 2).await;
-    eventually("the first offsets are committed", async || {
-        (committed(&environment, &group, &topic, 2) == 10).then_some(())
-    })
-    .await;
+    count_up(&environment, &topic, 0..10, 2).await;
+    all_committed(&environment, &group, &topic, 2, 10).await;
+    let before = members(&environment, &group);
+    assert_eq!(before.len(), 1);
     line.connect(false);
-    send(&environment, &topic, 10..1000, 2).await;
+    count_up(&environment, &topic, 10..1000, 2).await;
     eventually("the reader has noticed", async || {
         let lines = api.log_lines();
         let waits =
@@ -187,24 +213,47 @@ async fn while_the_database_is_away_records_wait_and_none_becomes_a_dead_letter(
         lines.iter().any(waits).then_some(())
     })
     .await;
-    // The lag is read from statistics of the client, every 15 s: the member is still in its group, and reads on.
-    eventually("the lag is shown", async || {
-        let metrics = reqwest::get(format!("{}/metrics", environment.url)).await.ok()?.text().await.ok()?;
-        let lag = metrics
-            .lines()
-            .find(|line| line.starts_with("kafka_trigger_lag"))?
-            .rsplit(' ')
-            .next()?
-            .parse::<f64>()
-            .ok()?;
-        (lag >= 900.0).then_some(())
-    })
-    .await;
+    lag_is(&environment, 990.0).await;
+    // What comes while nothing is read is counted too.
+    count_up(&environment, &topic, 1000..1500, 2).await;
+    lag_is(&environment, 1490.0).await;
     assert_eq!(committed(&environment, &group, &topic, 2), 10);
+    assert_eq!(members(&environment, &group), before);
     line.connect(true);
-    eventually("all offsets are committed", async || {
-        (committed(&environment, &group, &topic, 2) == 1000).then_some(())
+    all_committed(&environment, &group, &topic, 2, 1500).await;
+    each_once(&pool, 1500).await;
+    assert_eq!(members(&environment, &group), before);
+}
+
+/// C2, the other half of 3.
+#[sqlx::test(migrations = false)]
+async fn while_the_backlog_is_full_records_wait_and_afterwards_they_run(pool: PgPool) {
+    let environment = Environment::new(&pool).with("MAX_BACKLOG", "700");
+    let _api = environment.serve().await;
+    let topic = topic(&environment, 2).await;
+    let group = trigger(&environment, &topic).await;
+    count_up(&environment, &topic, 0..10, 2).await;
+    all_committed(&environment, &group, &topic, 2, 10).await;
+    // Messages of another process, which does not send them.
+    let sql = "WITH other AS (
+                   INSERT INTO processes (id, role, heartbeat_at)
+                   VALUES (gen_random_uuid(), 'serve', now() + interval '1 hour') RETURNING id
+               )
+               INSERT INTO outbox (run_id, event_id, kind, owner)
+               SELECT 'run-' || n, gen_random_uuid(), 'execution', id FROM other, generate_series(1, 700) AS n";
+    sqlx::query(sql).execute(&pool).await.expect("messages");
+    eventually("the backlog is full", async || {
+        let health = environment.get("/health/detailed").await;
+        (health["components"]["outbox"]["status"] == "full").then_some(())
     })
     .await;
+    count_up(&environment, &topic, 10..1000, 2).await;
+    lag_is(&environment, 990.0).await;
+    assert_eq!((count(&pool).await, committed(&environment, &group, &topic, 2)), (10, 10));
+    sqlx::query("DELETE FROM outbox WHERE run_id NOT IN (SELECT run_id FROM workflow_runs)")
+        .execute(&pool)
+        .await
+        .expect("sent");
+    all_committed(&environment, &group, &topic, 2, 1000).await;
     each_once(&pool, 1000).await;
 }

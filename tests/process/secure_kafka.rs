@@ -14,7 +14,10 @@ use tokio::{
 use uuid::Uuid;
 use workflow_api::kafka;
 
-use crate::program::{Environment, Program, eventually, free_port};
+use crate::{
+    kafka_triggers,
+    program::{Environment, Program, eventually, free_port},
+};
 
 const PASSWORD: &str = "scram-password";
 const WRONG_PASSWORD: &str = "planted-wrong-password-31c7";
@@ -233,6 +236,19 @@ async fn wrong_certificates_passwords_and_acls_are_named_and_mended_while_the_se
     all_say(&both, "this is over: Kafka denies access").await;
     let checked = environment.run(&["check", "kafka"]).await;
     assert!(checked.status.success(), "{checked:?}");
+
+    // Triggers read their topics with the same settings.
+    let plain = Environment::new(&pool);
+    let (orders, group) = (kafka_triggers::topic(&plain, 1).await, format!("wf-trigger-{}", Uuid::new_v4()));
+    allow("scram", TOPIC, &orders, ALL).await;
+    allow("scram", GROUP, &group, ALL).await;
+    kafka_triggers::send(&plain, &orders, &["{}"], 1).await;
+    let trigger = json!({"name": "orders", "kind": "kafka", "workflow_name": "secured", "input": {"text": "x"},
+        "config": {"topic": orders, "group_id": group, "start": "earliest"}});
+    let trigger: Value =
+        environment.post("/api/v1/triggers", &trigger).await.expect("an answer").json().await.expect("JSON");
+    let path = format!("/api/v1/runs?trigger_id={}", trigger["id"].as_str().expect("an id"));
+    eventually("a record has started a run", async || (environment.get(&path).await["total"] == 1).then_some(())).await;
 
     eventually("the lag is exported", async || {
         let metrics = reqwest::get(format!("http://127.0.0.1:{management}/metrics")).await.ok()?.text().await.ok()?;

@@ -82,10 +82,8 @@ async fn save_kafka(
         if db::kafka_triggers::is_group_going(conn, &group).await? {
             return taken("is that of a deleted trigger, and is being deleted");
         }
-        return match db::kafka_triggers::insert(conn, row.id, &group).await {
-            Err(db::Error::Conflict { .. }) => taken("is that of another trigger"),
-            other => Ok(other?),
-        };
+        let is_free = db::kafka_triggers::insert(conn, row.id, &group).await?;
+        return if is_free { Ok(()) } else { taken("is that of another trigger") };
     };
     let state = db::kafka_triggers::find(&mut *conn, row.id).await?;
     if state.is_some_and(|state| state.group_id != group) {

@@ -10,7 +10,7 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, IntoResponses, ToSchema};
 
 use crate::{
     access::OrganizationId,
@@ -62,6 +62,38 @@ pub struct Answer {
     challenge: Option<String>,
 }
 
+/// Answers that both routes have.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes what `deliver` answers")]
+enum Delivered {
+    /// A delivery with the same id has started the run before, the run has ended (`wait`), or the delivery only tries the address
+    #[response(status = 200, headers(("Idempotency-Replayed" = String, description = "`true`: a repeat")))]
+    Known(Answer),
+    /// The filter of the trigger does not want it
+    #[response(status = 204)]
+    Filtered,
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    #[response(status = 415)]
+    Unsupported(ErrorBody),
+    /// The body cannot be read, or no run can be started with it
+    #[response(status = 422)]
+    Unreadable(ErrorBody),
+    /// The trigger is paused, or the service is overloaded
+    #[response(status = 503)]
+    Paused(ErrorBody),
+}
+
+/// Query that both routes have.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes what `deliver` reads")]
+struct Wait {
+    /// Seconds to wait for the end of the run
+    #[param(minimum = 0, maximum = 10)]
+    wait: Option<i64>,
+}
+
 /// `{hook_token}` in the path.
 pub struct HookToken(String);
 
@@ -105,22 +137,15 @@ impl<S: Send + Sync> FromRequestParts<S> for HookName {
     post, path = "/hooks/{hook_token}", tag = "triggers",
     params(
         ("hook_token" = String, Path, description = "Token of the trigger"),
-        ("wait" = Option<i64>, Query, minimum = 0, maximum = 10, description = "Seconds to wait for the end of the run"),
+        Wait,
     ),
     request_body(content = Option<Object>, description = "What the provider sends: JSON, a form or text, perhaps compressed \
         by gzip"),
     responses(
-        (status = 200, description = "A delivery with the same id has started the run before, the run has ended \
-            (`wait`), or the delivery only tries the address", body = Answer,
-            headers(("Idempotency-Replayed" = String, description = "`true`: a repeat"))),
+        Delivered,
         (status = 202, description = "The run is started", body = Answer),
-        (status = 204, description = "The filter of the trigger does not want it"),
         (status = 401, description = "The delivery is not signed as the trigger requires", body = ErrorBody),
         (status = 404, description = "There is no such address", body = ErrorBody),
-        (status = 413, body = ErrorBody),
-        (status = 415, body = ErrorBody),
-        (status = 422, description = "The body cannot be read, or no run can be started with it", body = ErrorBody),
-        (status = 503, description = "The trigger is paused, or the service is overloaded", body = ErrorBody),
     ),
 )]
 pub async fn deliver_by_token(
@@ -144,22 +169,15 @@ pub async fn deliver_by_token(
     params(
         ("organization" = String, Path, description = "Organisation of the trigger"),
         ("trigger_name" = String, Path, description = "Name of the trigger"),
-        ("wait" = Option<i64>, Query, minimum = 0, maximum = 10, description = "Seconds to wait for the end of the run"),
+        Wait,
     ),
     request_body(content = Option<Object>, description = "What the provider sends: JSON, a form or text, perhaps compressed \
         by gzip"),
     responses(
-        (status = 200, description = "A delivery with the same id has started the run before, the run has ended \
-            (`wait`), or the delivery only tries the address", body = Answer,
-            headers(("Idempotency-Replayed" = String, description = "`true`: a repeat"))),
+        Delivered,
         (status = 202, description = "The run is started", body = Answer),
-        (status = 204, description = "The filter of the trigger does not want it"),
         (status = 401, description = "There is no such trigger, or the delivery is not signed as it requires",
             body = ErrorBody),
-        (status = 413, body = ErrorBody),
-        (status = 415, body = ErrorBody),
-        (status = 422, description = "The body cannot be read, or no run can be started with it", body = ErrorBody),
-        (status = 503, description = "The trigger is paused, or the service is overloaded", body = ErrorBody),
     ),
 )]
 pub async fn deliver_by_name(

@@ -75,8 +75,9 @@ async fn a_refusal_is_answered_without_a_write(pool: PgPool) {
     .await;
 }
 
+/// Nobody waits with the trigger in hand, neither for another delivery nor for what that one has.
 #[sqlx::test(migrator = "MIGRATOR")]
-async fn a_delivery_and_a_firing_by_hand_take_their_locks_in_one_order(pool: PgPool) {
+async fn deliveries_and_a_firing_by_hand_do_not_wait_for_each_other_before_they_are_counted(pool: PgPool) {
     let service = Service::start_with(config(&pool, &[("QUOTA_QUEUED_RUNS", "100")]));
     service.one_step_workflow().await;
     let created = create(&service, "both", json!({"preset": "github", "secrets": [SECRET]})).await;
@@ -85,21 +86,64 @@ async fn a_delivery_and_a_firing_by_hand_take_their_locks_in_one_order(pool: PgP
     let mut other = pool.begin().await.expect("a transaction");
     let sql = "SELECT pg_advisory_xact_lock(hashtextextended('quota/default/queued runs', 0))";
     sqlx::query(sql).execute(&mut *other).await.expect("locked");
-    let headers = github(b"{}", "d-1", SECRET);
-    let delivery = deliver(&service, &hook, &headers, "{}");
-    let by_hand = async {
-        assert_eq!(waiting_for(&pool, 1).await, ["advisory"]);
-        service.post(&format!("/api/v1/triggers/{id}/fire"), &json!({})).await
-    };
+    let [one, two] = ["d-1", "d-2"].map(|id| github(b"{}", id, SECRET));
+    let deliveries = join(deliver(&service, &hook, &one, "{}"), deliver(&service, &hook, &two, "{}"));
+    let (path, nothing) = (format!("/api/v1/triggers/{id}/fire"), json!({}));
+    let by_hand = service.post(&path, &nothing);
     let release = async {
-        // Who fires by hand waits for the trigger, and not behind the delivery for the quota with the trigger in hand.
-        let waiting = waiting_for(&pool, 2).await;
+        assert_eq!(waiting_for(&pool, 3).await, ["advisory"; 3]);
         other.commit().await.expect("released");
-        waiting
     };
-    let (delivered, (fired, waiting)) = join(delivery, join(by_hand, release)).await;
-    assert!(waiting.iter().filter(|kind| *kind == "advisory").count() == 1, "{waiting:?}");
-    delivered.expect(202);
-    fired.expect(202);
-    assert_eq!(trigger(&service, &created).await["counters"]["fired"], 2);
+    let ((one, two), (fired, ())) = join(deliveries, join(by_hand, release)).await;
+    for answer in [one, two, fired] {
+        answer.expect(202);
+    }
+    assert_eq!(trigger(&service, &created).await["counters"]["fired"], 3);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn old_firings_that_another_delivery_deletes_are_not_waited_for(pool: PgPool) {
+    let service = started(&pool).await;
+    let created = create(&service, "busy", json!({"preset": "github", "secrets": [SECRET]})).await;
+    let path = path_of(&created);
+    let send = async |id: &str| deliver(&service, &path, &github(b"{}", id, SECRET), "{}").await.expect(202);
+    send("d-0").await;
+    let sql = "INSERT INTO trigger_firings (trigger_id, nominal_at, cause, outcome)
+               SELECT trigger_id, nominal_at, cause, outcome FROM trigger_firings, generate_series(1, 99)";
+    sqlx::query(sql).execute(&pool).await.expect("a hundred");
+    let mut other = pool.begin().await.expect("a transaction");
+    let sql = "DELETE FROM trigger_firings WHERE id = (SELECT min(id) FROM trigger_firings)";
+    sqlx::query(sql).execute(&mut *other).await.expect("deleted");
+    send("d-1").await;
+    other.rollback().await.expect("over");
+    send("d-2").await;
+    let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM trigger_firings").fetch_one(&pool).await.expect("a count");
+    assert_eq!(kept, 100);
+}
+
+/// A change of the name and a deletion need the row alone, and take it at once.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_trigger_is_renamed_and_deleted_after_the_deliveries_under_way(pool: PgPool) {
+    let service = started(&pool).await;
+    let created = create(&service, "old", json!({"preset": "github", "secrets": [SECRET]})).await;
+    let path = format!("/api/v1/triggers/{}", id_of(&created));
+    for is_deletion in [false, true] {
+        let mut delivery = pool.begin().await.expect("a transaction");
+        let held = "SELECT FROM triggers WHERE id = $1 FOR KEY SHARE";
+        sqlx::query(held).bind(id_of(&created)).execute(&mut *delivery).await.expect("held");
+        let change = async {
+            if is_deletion {
+                service.delete(&path).await.expect(200);
+            } else {
+                service.put(&path, &json!({"name": "new"})).await.expect(200);
+            }
+        };
+        let written = async {
+            waiting_for(&pool, 1).await;
+            let counted = "UPDATE triggers SET counters = counters WHERE id = $1";
+            sqlx::query(counted).bind(id_of(&created)).execute(&mut *delivery).await.expect("no deadlock");
+            delivery.commit().await.expect("committed");
+        };
+        join(change, written).await;
+    }
 }
