@@ -147,7 +147,7 @@ generate_and_run_clients() {
     PATH="$tools/python/bin:$PATH" openapi-python-client generate --url "$PROGRAM_URL/openapi.json" --meta none \
         --fail-on-warning --output-path "$run/api" >&2 &&
         PYTHONPATH="$run" "$tools/python/bin/python" tests/clients/main_job.py "$PROGRAM_URL" || return 1
-    step "Times of schedules, held against croniter"
+    step "Times of schedules, held against croniter and against a search minute by minute"
     "$tools/python/bin/python" tests/clients/schedules.py "$PROGRAM_URL/api/v1" || return 1
     step "Deliveries of webhooks, verified by standardwebhooks"
     "$tools/python/bin/python" tests/clients/webhooks.py "$PROGRAM_URL" || return 1

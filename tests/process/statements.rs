@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
 };
 
@@ -16,6 +16,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::{
     cutter::Cutter,
+    kafka_triggers,
     program::{Environment, eventually, free_port},
 };
 
@@ -25,11 +26,14 @@ struct Scene {
     /// Without anything between.
     direct: Environment,
     cutter: Cutter,
+    /// Port of the API that runs at this moment.
+    port: AtomicU16,
 }
 
 impl Scene {
     async fn new(pool: &PgPool) -> Self {
-        Self { pool: pool.clone(), direct: Environment::new(pool), cutter: Cutter::start(pool).await }
+        let (direct, cutter) = (Environment::new(pool), Cutter::start(pool).await);
+        Self { pool: pool.clone(), direct, cutter, port: AtomicU16::default() }
     }
 
     /// The value of a query.
@@ -49,7 +53,9 @@ impl Scene {
     async fn die_after(&self, command: &str, markers: &[&str], number: usize, is_over: &str) -> Option<String> {
         self.cutter.arm(markers, number);
         // Nobody waits for the members of a consumer group that have been killed.
-        let environment = self.cutter.before(&self.direct).with("API_PORT", &free_port().to_string());
+        let port = free_port();
+        self.port.store(port, Ordering::SeqCst);
+        let environment = self.cutter.before(&self.direct).with("API_PORT", &port.to_string());
         let environment = environment.with("KAFKA_GROUP_ID", &uuid::Uuid::new_v4().to_string());
         let mut program = environment.start(&[command]);
         let cut = eventually("a statement is executed, or all is over", async || {
@@ -195,22 +201,24 @@ async fn a_webhook_outlives_a_death_after_any_statement(pool: PgPool) {
     assert!(statements.iter().filter(|statement| *statement == "COMMIT").count() > 1, "{statements:#?}");
 }
 
-/// Stores a schedule of a workflow, and leaves no process behind.
-async fn schedule(scene: &Scene, config: Value) {
+/// Stores a trigger of a workflow, and leaves no process behind.
+async fn trigger(scene: &Scene, kind: &str, config: Value) -> Value {
     let mut api = scene.direct.serve().await;
     scene.direct.chain("each", &["http://127.0.0.1:9/".to_owned()]).await;
-    let trigger =
-        json!({"name": "s", "kind": "schedule", "workflow_name": "each", "input": {"text": "x"}, "config": config});
+    let trigger = json!({"name": "t", "kind": kind, "workflow_name": "each", "input": {"text": "x"}, "config": config});
     let answer = scene.direct.post("/api/v1/triggers", &trigger).await.expect("an answer");
-    assert_eq!(answer.status(), 201, "{}", answer.text().await.expect("text"));
+    let (status, text) = (answer.status(), answer.text().await.expect("text"));
+    assert_eq!(status, 201, "{text}");
     api.kill().await;
+    serde_json::from_str(&text).expect("JSON")
 }
 
 #[sqlx::test(migrations = false)]
 async fn a_schedule_outlives_a_death_after_any_statement(pool: PgPool) {
     let scene = Scene::new(&pool).await;
     let start = "2030-01-01T00:00:00Z";
-    schedule(&scene, json!({"every": "PT1S", "overlap": "allow", "catch_up": "all", "start_at": start})).await;
+    trigger(&scene, "schedule", json!({"every": "PT1S", "overlap": "allow", "catch_up": "all", "start_at": start}))
+        .await;
     // Thirty firings at once: nobody has run for a while.
     scene
         .write(
@@ -238,7 +246,8 @@ async fn a_backfill_outlives_a_death_after_any_statement(pool: PgPool) {
     let scene = Scene::new(&pool).await;
     // It fires by itself only if the test runs at the right second of a month.
     let start = "2010-01-01T00:00:00Z";
-    schedule(&scene, json!({"every": "PT720H", "anchor": start, "overlap": "allow", "start_at": start})).await;
+    trigger(&scene, "schedule", json!({"every": "PT720H", "anchor": start, "overlap": "allow", "start_at": start}))
+        .await;
     // 130 firings: two turns.
     scene
         .write(
@@ -260,6 +269,60 @@ async fn a_backfill_outlives_a_death_after_any_statement(pool: PgPool) {
     have_all(&statements, &["INSERT INTO workflow_runs", "UPDATE trigger_backfills", "COMMIT"]);
     assert_eq!(scene.value::<i64>("SELECT count(*) FROM workflow_runs").await, 130);
     assert!(statements.iter().filter(|statement| *statement == "COMMIT").count() > 1, "{statements:#?}");
+}
+
+/// Whoever sends a delivery repeats it until it is acknowledged.
+#[sqlx::test(migrations = false)]
+async fn a_delivery_outlives_a_death_after_any_statement(pool: PgPool) {
+    let scene = Scene::new(&pool).await;
+    let created = trigger(&scene, "webhook", json!({"preset": "none", "dedupe_header": "x-id"})).await;
+    let token = created["token"].as_str().expect("a token");
+    scene.write("CREATE TABLE acknowledged ()").await;
+    let sending = async {
+        eventually("it is acknowledged", async || {
+            let url = format!("http://127.0.0.1:{}/api/v1/hooks/{token}", scene.port.load(Ordering::SeqCst));
+            let request = reqwest::Client::new().post(url).header("x-id", "d-1").json(&json!({}));
+            request.send().await.ok()?.status().is_success().then_some(())
+        })
+        .await;
+        scene.write("INSERT INTO acknowledged DEFAULT VALUES").await;
+    };
+    let dying = scene.die_after_each(
+        "FROM triggers WHERE id = $1 AND organization_id = $2 FOR KEY SHARE",
+        "SELECT EXISTS (SELECT FROM acknowledged)",
+        "SELECT coalesce((counters ->> 'fired')::bigint, 0) = (SELECT count(*) FROM workflow_runs)
+             AND (SELECT count(*) FROM workflow_runs) = (SELECT count(*) FROM webhook_trigger_deliveries) FROM triggers",
+        "",
+    );
+    let (statements, ()) = tokio::join!(dying, sending);
+    let parts = ["INSERT INTO webhook_trigger_deliveries", "INSERT INTO workflow_runs", "UPDATE triggers", "COMMIT"];
+    have_all(&statements, &parts);
+    assert_eq!(scene.value::<i64>("SELECT count(*) FROM workflow_runs").await, 1);
+}
+
+#[sqlx::test(migrations = false)]
+async fn records_outlive_a_death_after_any_statement(pool: PgPool) {
+    let scene = Scene::new(&pool).await;
+    let topic = kafka_triggers::topic(&scene.direct, 1).await;
+    trigger(&scene, "kafka", json!({"topic": topic, "start": "earliest"})).await;
+    kafka_triggers::send(&scene.direct, &topic, &["1", "no JSON", "2"], 1).await;
+    // No offset has been committed, and another group does not wait for the member that was killed.
+    let anew =
+        "UPDATE triggers SET config = config || jsonb_build_object('group_id', 'wf-trigger-' || gen_random_uuid())";
+    scene.write(anew).await;
+    let statements = scene
+        .die_after_each(
+            "FROM triggers WHERE id = $1 AND organization_id = $2 FOR UPDATE",
+            "SELECT count(*) = 2 FROM workflow_runs",
+            "SELECT coalesce((counters ->> 'fired')::bigint, 0) = (SELECT count(*) FROM workflow_runs)
+                 AND coalesce((counters ->> 'dead_letters')::bigint, 0) = (SELECT count(*) FROM dead_letters)
+             FROM triggers",
+            anew,
+        )
+        .await;
+    have_all(&statements, &["INSERT INTO workflow_runs", "INSERT INTO dead_letters", "UPDATE triggers", "COMMIT"]);
+    let found = scene.value::<i64>("SELECT count(*) FROM dead_letters").await;
+    assert_eq!((found, scene.value::<i64>("SELECT count(*) FROM workflow_runs").await), (1, 2));
 }
 
 /// An event exists if and only if the state of its run has changed.

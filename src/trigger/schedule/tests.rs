@@ -330,24 +330,30 @@ fn random_cron(random: &mut StdRng) -> String {
     format!("{seconds}{time} {} {} {}", field(random, 1, 28), field(random, 1, 12), field(random, 0, 6))
 }
 
+/// Zones that change their clocks by an hour, by half an hour, for a month, and never.
+const ZONES: [&str; 6] =
+    ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Asia/Kathmandu"];
+
+/// A random instant, every other time near a change of the clocks.
+fn random_begin(random: &mut StdRng, round: usize) -> DateTime<Utc> {
+    if round.is_multiple_of(2) {
+        at("2027-03-27T00:00:00Z") + TimeDelta::minutes(random.random_range(0..400_000))
+    } else {
+        at("2027-10-30T18:00:00Z") + TimeDelta::minutes(random.random_range(0..900))
+    }
+}
+
 #[test]
 fn a_thousand_random_expressions_fire_when_croner_says() {
     let mut random = StdRng::seed_from_u64(20_261_129);
-    let zones =
-        ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Casablanca", "Asia/Kathmandu"];
     let mut compared = 0;
     for round in 0..1000 {
         let cron = random_cron(&mut random);
-        let zone = zones[round % zones.len()];
+        let zone = ZONES[round % ZONES.len()];
         let ours = schedule(&json!({"cron": [cron], "time_zone": zone}));
         let theirs = expression(&cron).expect("valid");
         let tz: Tz = zone.parse().expect("a zone");
-        // Near a change of the clocks every other time.
-        let from = if round % 2 == 0 {
-            at("2027-03-27T00:00:00Z") + TimeDelta::minutes(random.random_range(0..400_000))
-        } else {
-            at("2027-10-30T18:00:00Z") + TimeDelta::minutes(random.random_range(0..900))
-        };
+        let from = random_begin(&mut random, round);
         // Croner takes lists and ranges in the time of the day for wildcards, this service does not: only asterisks are.
         let is_fixed = theirs.cron.determine_job_type() == croner::JobType::FixedTime;
         let is_same_type = is_fixed != theirs.is_wildcard;
@@ -370,11 +376,15 @@ fn a_thousand_random_expressions_fire_when_croner_says() {
 #[test]
 fn a_thousand_random_expressions_fire_as_previewed() {
     let mut random = StdRng::seed_from_u64(17);
-    for round in 0..1000_u32 {
-        let config = json!({"cron": [random_cron(&mut random)], "time_zone": "Europe/Berlin", "overlap": "allow",
-            "catch_up": "all", "jitter_seconds": if round % 3 == 0 { 90 } else { 0 }, "catch_up_window_seconds": 31_536_000});
-        let (schedule, id) = (schedule(&config), Uuid::from_u128(round.into()));
-        let begin = at("2027-03-01T00:00:00Z") + TimeDelta::minutes(random.random_range(0..400_000));
+    for round in 0..1000 {
+        // Zones, policies and jitter in all combinations.
+        let (gap, fold) = (["next", "skip"][round / 6 % 2], ["auto", "first", "both"][round / 12 % 3]);
+        let jitter = [0, 90][round / 36 % 2];
+        let config = json!({"cron": [random_cron(&mut random)], "time_zone": ZONES[round % ZONES.len()], "dst_gap": gap,
+            "dst_fold": fold, "overlap": "allow", "catch_up": "all", "jitter_seconds": jitter,
+            "catch_up_window_seconds": 31_536_000});
+        let (schedule, id) = (schedule(&config), Uuid::from_u128(round as u128));
+        let begin = random_begin(&mut random, round);
         let preview = schedule.upcoming(begin, 30);
         // The clock goes on in steps of any length, as that of a process that is slow or away.
         let (mut now, mut until, mut due_at, mut fired) = (begin, begin, schedule.due_at(id, begin), Vec::new());
