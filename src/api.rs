@@ -22,8 +22,8 @@ use self::{
     gate::{Gate, console, docs, layer::GateLayer, request},
     resources::{
         a2a, agent_pushes, agent_stats, agents, api_keys, audit, backtests, by_name, callbacks, console_session,
-        dead_letters, definitions, event_ticket, graph, hooks, mcp, organizations, run_log, runs, saved_views, storage,
-        system, transfer, triggers, usage, webhook_events, webhooks, workflow_tests, workflows,
+        dead_letters, definitions, event_ticket, graph, hooks, limits, mcp, organizations, processes, run_log, runs,
+        saved_views, storage, system, transfer, triggers, usage, webhook_events, webhooks, workflow_tests, workflows,
     },
     vocabulary::app::App,
 };
@@ -109,6 +109,8 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(organizations::list_organizations, organizations::create_organization),
     || routes!(organizations::get_organization, organizations::update_organization),
     || routes!(storage::get_storage),
+    || routes!(processes::list_processes),
+    || routes!(limits::list_limits),
     || routes!(webhook_events::list_event_types),
     || routes!(saved_views::list_views, saved_views::create_view),
     || routes!(saved_views::get_view, saved_views::update_view, saved_views::delete_view),

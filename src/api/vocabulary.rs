@@ -18,6 +18,7 @@ pub mod organizations;
 pub mod page;
 pub mod parameters;
 pub mod prefer;
+pub mod request_limits;
 pub mod request_permit;
 pub mod session;
 pub mod session_cache;

@@ -325,6 +325,33 @@ pub async fn is_current(db: impl PgExecutor<'_>) -> Result<bool, Error> {
     Ok(MIGRATOR.iter().all(|migration| versions.contains(&migration.version)))
 }
 
+/// State of the schema, as this program sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SchemaState {
+    /// Number of the latest migration that was run.
+    pub version: Option<i64>,
+    /// When the last one was run.
+    pub changed_at: Option<DateTime<Utc>>,
+    /// Migrations of this program that were not run.
+    pub pending: usize,
+    /// Migrations that were run and that this program does not have: those of a newer one.
+    pub unknown: usize,
+}
+
+/// State of the schema.
+pub async fn state(db: impl PgExecutor<'_>) -> Result<SchemaState, Error> {
+    let sql = "SELECT version, installed_on FROM _sqlx_migrations WHERE success";
+    let rows: Vec<(i64, DateTime<Utc>)> = sqlx::query_as(sql).fetch_all(db).await?;
+    let applied: HashSet<i64> = rows.iter().map(|(version, _)| *version).collect();
+    let known: HashSet<i64> = ups().map(|migration| migration.version).collect();
+    Ok(SchemaState {
+        version: applied.iter().copied().max(),
+        changed_at: rows.iter().map(|(_, at)| *at).max(),
+        pending: known.difference(&applied).count(),
+        unknown: applied.difference(&known).count(),
+    })
+}
+
 /// Whether all migrations were run and match the compiled-in ones.
 async fn is_unaltered(pool: &Pool) -> Result<bool, MigrationError> {
     let mut conn = pool.acquire().await?;

@@ -10,12 +10,13 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use sqlx::PgConnection;
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgExecutor};
 use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
 
@@ -32,6 +33,9 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(8);
 /// [`DEAD_AFTER`] for SQL statements.
 pub const DEAD_AFTER_SECS: f64 = 8.0;
 
+/// Maximum number of processes in a list.
+const MAX_LISTED: i64 = 1000;
+
 /// Maximum age of a heartbeat that is compared with a replica: somewhat more than an interval and a slow answer.
 const COMPARED_FOR: Duration = Duration::from_secs(4);
 
@@ -41,6 +45,20 @@ pub struct Registration {
     current: watch::Receiver<Option<Uuid>>,
     latest: watch::Receiver<Option<Heartbeat>>,
     response_us: Arc<AtomicU64>,
+    figures: Arc<Figures>,
+}
+
+/// What the heartbeats of an executor tell besides; negative: not known.
+#[derive(Debug)]
+struct Figures {
+    active_runs: AtomicI64,
+    consumer_lag: AtomicI64,
+}
+
+impl Figures {
+    fn of(figure: &AtomicI64) -> Option<i64> {
+        Some(figure.load(Ordering::Relaxed)).filter(|figure| *figure >= 0)
+    }
 }
 
 /// Heartbeat that the primary has committed.
@@ -66,6 +84,8 @@ impl Registration {
         let hard_stop = lifecycle.hard_stop().clone();
         let response_us = Arc::new(AtomicU64::new(0));
         let noted = Arc::clone(&response_us);
+        let figures = Arc::new(Figures { active_runs: AtomicI64::new(-1), consumer_lag: AtomicI64::new(-1) });
+        let told = Arc::clone(&figures);
         // This is not among the tasks that are waited for: heartbeats must continue while those end.
         tokio::spawn(async move {
             let mut connection = None;
@@ -85,7 +105,7 @@ impl Registration {
                         None => pool.connect().await?,
                     };
                     let id = match held {
-                        Some(id) => beat(&mut own, id, number).await?.then_some(id),
+                        Some(id) => beat(&mut own, id, number, &told).await?.then_some(id),
                         None => Some(register(&mut own, role, number).await?),
                     };
                     let timeline = if is_compared { timeline(&mut own).await } else { None };
@@ -117,7 +137,13 @@ impl Registration {
                 }
             }
         });
-        Self { current, latest, response_us }
+        Self { current, latest, response_us, figures }
+    }
+
+    /// Notes what the next heartbeats tell of an executor: the runs that it drives, and the records that wait for it.
+    pub fn note(&self, active_runs: usize, consumer_lag: Option<i64>) {
+        self.figures.active_runs.store(i64::try_from(active_runs).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.figures.consumer_lag.store(consumer_lag.unwrap_or(-1), Ordering::Relaxed);
     }
 
     /// Current id of the process; `None` while it may not own any work.
@@ -147,15 +173,49 @@ impl Registration {
 
 async fn register(conn: &mut PgConnection, role: &str, number: i64) -> Result<Uuid, Error> {
     let id = Uuid::now_v7();
-    let sql = "INSERT INTO processes (id, role, heartbeat) VALUES ($1, $2, $3)";
-    sqlx::query(sql).bind(id).bind(role).bind(number).execute(conn).await?;
+    let sql = "INSERT INTO processes (id, role, heartbeat, version, host) VALUES ($1, $2, $3, $4, $5)";
+    let query = sqlx::query(sql).bind(id).bind(role).bind(number);
+    query.bind(env!("CARGO_PKG_VERSION")).bind(host()).execute(conn).await?;
     Ok(id)
 }
 
-async fn beat(conn: &mut PgConnection, id: Uuid, number: i64) -> Result<bool, Error> {
-    let sql = "UPDATE processes SET heartbeat_at = now(), heartbeat = $2 WHERE id = $1";
-    let beaten = sqlx::query(sql).bind(id).bind(number).execute(conn).await?;
+/// Name of this host, as its kernel tells it; `None`: it does not.
+fn host() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
+async fn beat(conn: &mut PgConnection, id: Uuid, number: i64, told: &Figures) -> Result<bool, Error> {
+    let sql = "UPDATE processes SET heartbeat_at = now(), heartbeat = $2, active_runs = $3, consumer_lag = $4
+               WHERE id = $1";
+    let query = sqlx::query(sql).bind(id).bind(number);
+    let query = query.bind(Figures::of(&told.active_runs)).bind(Figures::of(&told.consumer_lag));
+    let beaten = query.execute(conn).await?;
     Ok(beaten.rows_affected() == 1)
+}
+
+/// Process with a heartbeat, as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migrations")]
+pub struct ProcessRow {
+    pub id: Uuid,
+    pub role: String,
+    pub version: Option<String>,
+    pub host: Option<String>,
+    pub started_at: DateTime<Utc>,
+    pub heartbeat_at: DateTime<Utc>,
+    pub active_runs: Option<i64>,
+    pub consumer_lag: Option<i64>,
+    /// Whether it counts as alive, by the database's clock.
+    pub is_alive: bool,
+}
+
+/// The processes that have a row, the oldest of each role first. That of a dead one is deleted soon.
+pub async fn list(db: impl PgExecutor<'_>) -> Result<Vec<ProcessRow>, Error> {
+    let sql = "SELECT id, role, version, host, started_at, heartbeat_at, active_runs, consumer_lag,
+                   heartbeat_at >= now() - make_interval(secs => $1) AS is_alive
+               FROM processes ORDER BY role DESC, started_at, id LIMIT $2";
+    Ok(sqlx::query_as(sql).bind(DEAD_AFTER_SECS).bind(MAX_LISTED).fetch_all(db).await?)
 }
 
 /// Timeline of the server. It does not change while the server accepts writes. `None`: the server has none to tell, as

@@ -304,6 +304,35 @@ pub async fn last_firings(
     Ok(firings)
 }
 
+/// How a trigger fares: its last firing, what became of its run, and why its topic cannot be read.
+#[derive(Clone, Debug, sqlx::FromRow)]
+#[expect(missing_docs, reason = "the columns are described in the migrations")]
+pub struct HealthRow {
+    pub trigger_id: Uuid,
+    pub nominal_at: Option<DateTime<Utc>>,
+    pub outcome: Option<String>,
+    pub reason: Option<String>,
+    pub detail: Option<String>,
+    pub run_id: Option<String>,
+    /// Status of that run, unless it is deleted.
+    pub run_status: Option<String>,
+    pub error: Option<String>,
+    pub error_at: Option<DateTime<Utc>>,
+}
+
+/// How each of these triggers fares.
+pub async fn health(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<HashMap<Uuid, HealthRow>, Error> {
+    let sql =
+        "SELECT t.id AS trigger_id, f.nominal_at, f.outcome, f.reason, f.detail, f.run_id, r.status AS run_status,
+                   k.error, k.error_at
+               FROM unnest($1::uuid[]) AS t (id) LEFT JOIN LATERAL (
+                   SELECT * FROM trigger_firings WHERE trigger_id = t.id ORDER BY id DESC LIMIT 1) AS f ON true
+               LEFT JOIN workflow_runs r ON r.run_id = f.run_id
+               LEFT JOIN kafka_triggers k ON k.trigger_id = t.id";
+    let rows: Vec<HealthRow> = sqlx::query_as(sql).bind(ids).fetch_all(db).await?;
+    Ok(rows.into_iter().map(|row| (row.trigger_id, row)).collect())
+}
+
 /// What is written of firings.
 #[derive(Debug, Default)]
 pub struct NewFirings<'a> {

@@ -150,6 +150,7 @@ impl Executor {
     pub(super) async fn check_leases(self) {
         while !self.settled.is_cancelled() {
             let (run_ids, lease_tokens) = self.active.leases(None);
+            self.registration.note(run_ids.len(), self.lag.total());
             if !run_ids.is_empty() {
                 let (pool, ids, tokens) = (self.pool.clone(), run_ids.clone(), lease_tokens.clone());
                 match db::bounded(async move { executions::notice(&pool, &ids, &tokens).await }).await {

@@ -12,15 +12,16 @@ use workflow_api::{
         vocabulary::{app::App, token},
     },
     clock::Clock,
-    config::{Api, Auth, Config, load},
-    db::{self, migrations::MIGRATOR},
+    config::{Api, Auth, Config, NAMES, load},
+    db::{self, migrations::MIGRATOR, processes::Registration},
     lifecycle::Lifecycle,
 };
 
 use crate::{
     access::Admin,
     empty_database::empty,
-    service::{Answer, Service, config, eventually, without_database},
+    path::Executor,
+    service::{Answer, Service, config, eventually, own_pool, without_database},
 };
 
 /// Kafka settings that lead to a port on which nobody listens.
@@ -617,4 +618,145 @@ async fn metrics_can_be_at_the_management_port_alone(pool: PgPool) {
     assert!(at_management.get("/health/ready").await.json()["checks"].is_object());
     assert!(at_management.get("/health/detailed").await.expect(200)["components"]["database"]["pool"].is_object());
     assert_eq!(at_management.get("/api/v1/agents").await.status.as_u16(), 404);
+}
+
+/// The processes as `/system/processes` shows them, once there are so many.
+async fn processes(service: &Service, count: usize) -> Value {
+    eventually(&format!("{count} processes are there"), || async {
+        let shown = service.get("/api/v1/system/processes").await.expect(200);
+        (shown["items"].as_array().is_some_and(|items| items.len() == count)).then_some(shown)
+    })
+    .await
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn processes_are_listed_with_version_host_and_what_executors_do(pool: PgPool) {
+    let service = Service::start(&pool);
+    let alone = processes(&service, 1).await;
+    let own = &alone["items"][0];
+    assert_eq!(
+        (&own["role"], &own["version"], &own["is_alive"], &own["has_answered"], &own["active_runs"]),
+        (&json!("serve"), &json!(env!("CARGO_PKG_VERSION")), &json!(true), &json!(true), &Value::Null)
+    );
+    assert!(own["host"].as_str().is_some_and(|host| !host.is_empty()), "{own}");
+    // Another one, and one of a release that tells nothing of itself.
+    let lifecycle = Lifecycle::new();
+    let executor = Registration::start(own_pool(&pool), "executor", false, &lifecycle);
+    let sql = "INSERT INTO processes (id, role, heartbeat_at)
+               VALUES (gen_random_uuid(), 'executor', now() + interval '1 hour')";
+    sqlx::query(sql).execute(&pool).await.expect("an old executor");
+    executor.note(3, Some(7));
+    let told = eventually("the executor tells what it does", || async {
+        let shown = processes(&service, 3).await;
+        let items = shown["items"].as_array().expect("a list").clone();
+        items.iter().any(|one| one["active_runs"] == 3).then_some(items)
+    })
+    .await;
+    let mine = executor.current().expect("it is registered").to_string();
+    let busy = told.iter().find(|one| one["id"] == mine).expect("the executor");
+    assert_eq!(
+        (&busy["role"], &busy["consumer_lag"], &busy["has_answered"]),
+        (&json!("executor"), &json!(7), &json!(false))
+    );
+    let old = told.iter().find(|one| one["version"].is_null()).expect("the old one");
+    assert_eq!((&old["host"], &old["active_runs"], &old["is_alive"]), (&Value::Null, &Value::Null, &json!(true)));
+    lifecycle.hard_stop().cancel();
+    // A real one tells it by itself.
+    let _working = Executor::start(&service);
+    eventually("an executor without runs", || async {
+        let shown = service.get("/api/v1/system/processes").await.expect(200);
+        shown["items"].as_array().expect("a list").iter().any(|one| one["active_runs"] == 0).then_some(())
+    })
+    .await;
+
+    let latest = MIGRATOR.iter().map(|migration| migration.version).max();
+    let schema = &alone["schema"];
+    assert_eq!((schema["version"].as_i64(), &schema["pending"], &schema["unknown"]), (latest, &json!(0), &json!(0)));
+    assert!(schema["changed_at"].is_string(), "{schema}");
+    // A newer program has added one.
+    let sql = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+               VALUES (99991231000000, 'later', true, '', 0)";
+    sqlx::query(sql).execute(&pool).await.expect("a later migration");
+    let schema = service.get("/api/v1/system/processes").await.expect(200)["schema"].clone();
+    assert_eq!((&schema["version"], &schema["unknown"]), (&json!(99_991_231_000_000_i64), &json!(1)));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_silent_process_is_shown_as_dead_until_it_is_removed(pool: PgPool) {
+    let sql =
+        "INSERT INTO processes (id, role, heartbeat_at) VALUES ($1, 'executor', now() - make_interval(secs => $2))";
+    let (dead, alive) = (uuid::Uuid::from_u128(1), uuid::Uuid::from_u128(2));
+    for (id, silent) in [(dead, 60.0), (alive, 1.0)] {
+        sqlx::query(sql).bind(id).bind(silent).execute(&pool).await.expect("a process");
+    }
+    let shown = async || {
+        let rows = db::processes::list(&pool).await.expect("the processes");
+        rows.into_iter().map(|row| (row.id, row.is_alive)).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert_eq!(shown().await, [(dead, false), (alive, true)].into());
+    db::processes::bury(&own_pool(&pool)).await.expect("buried");
+    assert_eq!(shown().await, [(alive, true)].into());
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_processes_are_for_administrators_of_the_default_organisation(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let path = "/api/v1/system/processes";
+    admin.get(path).await.expect(200);
+    admin.post("/api/v1/organizations", &json!({"id": "acme", "name": "Acme"})).await.expect(201);
+    for body in [
+        json!({"name": "theirs", "role": "admin", "organization_id": "acme"}),
+        json!({"name": "editor", "role": "editor"}),
+        json!({"name": "executor", "role": "executor"}),
+    ] {
+        let (key, _) = admin.key(&body).await;
+        admin.service.send("GET", path, &[("x-api-key", &key)], "").await.error(403);
+    }
+    admin.service.get(path).await.error(401);
+}
+
+/// The limit of that group and name.
+fn limit<'a>(limits: &'a Value, group: &str, name: &str) -> &'a Value {
+    let mut items = limits["items"].as_array().expect("a list").iter();
+    items.find(|one| one["group"] == group && one["name"] == name).unwrap_or_else(|| panic!("{group} {name}"))
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_limits_are_those_of_the_settings_and_of_the_callers_organisation(pool: PgPool) {
+    let settings = [("RATE_LIMIT_PER_PRINCIPAL", "6000"), ("MAX_PAGE_SIZE", "50"), ("QUOTA_AGENTS", "7")];
+    let admin = Admin::start(&pool, &settings);
+    let path = "/api/v1/system/limits";
+    let limits = admin.get(path).await.expect(200);
+    for (group, name, value, unit, setting) in [
+        ("requests", "body", json!(1 << 20), "bytes", Value::Null),
+        ("requests", "time", json!(9500), "milliseconds", Value::Null),
+        ("rates", "principal", json!(6000), "per_minute", json!("RATE_LIMIT_PER_PRINCIPAL")),
+        ("rates", "address", Value::Null, "per_minute", json!("RATE_LIMIT_PER_ADDRESS")),
+        ("rates", "burst", json!(6000), "count", json!("RATE_LIMIT_BURST")),
+        ("lists", "max_page_size", json!(50), "count", json!("MAX_PAGE_SIZE")),
+        ("organization", "agents", json!(7), "count", json!("QUOTA_AGENTS")),
+        ("organization", "queued_runs", Value::Null, "count", json!("QUOTA_QUEUED_RUNS")),
+        ("runs", "steps", json!(100_000), "count", json!("MAX_RUN_STEPS")),
+    ] {
+        let found = limit(&limits, group, name);
+        let shown = (&found["value"], found["unit"].as_str(), &found["setting"]);
+        assert_eq!(shown, (&value, Some(unit), &setting), "{group} {name}");
+    }
+    // What they say holds.
+    assert_eq!(admin.get("/api/v1/agents?page_size=1000").await.expect(200)["page_size"], 50);
+    let (documented, mut names) = (include_str!("../../docs/limits.md"), std::collections::HashSet::new());
+    for found in limits["items"].as_array().expect("a list") {
+        assert!(names.insert((found["group"].clone(), found["name"].clone())), "{found} is there twice");
+        let Some(setting) = found["setting"].as_str() else { continue };
+        assert!(NAMES.contains(&setting.to_ascii_lowercase().as_str()), "{setting} is no setting");
+    }
+    assert!(documented.contains("`GET /system/limits`"));
+
+    let acme = json!({"id": "acme", "name": "Acme", "quotas": {"agents": 3}});
+    admin.post("/api/v1/organizations", &acme).await.expect(201);
+    let (key, _) = admin.key(&json!({"name": "theirs", "role": "viewer", "organization_id": "acme"})).await;
+    let theirs = admin.service.send("GET", path, &[("x-api-key", &key)], "").await.expect(200);
+    let agents = limit(&theirs, "organization", "agents");
+    assert_eq!((&agents["value"], &agents["setting"]), (&json!(3), &Value::Null));
+    admin.service.get(path).await.error(401);
 }

@@ -9,15 +9,11 @@ use http_body_util::BodyExt;
 use utoipa::openapi::OpenApi;
 
 use crate::{
-    api::vocabulary::error::ApiError,
+    api::vocabulary::{error::ApiError, request_limits::MAX_URI_BYTES},
     clock::Clock,
     permits::{Owners, Permit, Permits},
 };
 
-/// Maximum size of the request body of most routes.
-pub const MAX_BODY_BYTES: usize = 1 << 20;
-/// Maximum length of path and query.
-const MAX_URI_BYTES: usize = 8 << 10;
 /// Time-out for a complete body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum time that a body waits for memory.

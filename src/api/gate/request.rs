@@ -37,6 +37,7 @@ use crate::{
             error::{self, ApiError},
             headers::CORRELATION_ID,
             prefer::{Patience, Wait, Waited},
+            request_limits::TIME_LIMIT,
             request_permit::RequestPermit,
         },
     },
@@ -47,10 +48,6 @@ use crate::{
     telemetry::spans::{self, Span},
     trace::{self, SpanContext},
 };
-
-/// Time-out of a request, so that it is answered within 10 s of its arrival. The time in which the client sends its
-/// body, and the requested wait for a run, are not counted.
-const TIME_LIMIT: Duration = Duration::from_millis(9500);
 
 /// Answers a request to a route or to a fallback.
 ///

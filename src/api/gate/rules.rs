@@ -5,13 +5,13 @@ use http::Method;
 use self::Access::{
     Address, Credentials, Denied, Details, Metrics, OptionalCredentials, Permissions, Public, Signature, Token,
 };
-use super::body::MAX_BODY_BYTES;
 use crate::{
     access::Permission::{
         self, AgentsRead, AgentsWrite, AuditRead, DeadLettersManage, KeysManage, OrganizationsManage, RunsRead,
         RunsWrite, WebhooksRead, WebhooksWrite, WorkflowsRead, WorkflowsWrite,
     },
     actions::import::MAX_BYTES as MAX_IMPORT_BYTES,
+    api::vocabulary::request_limits::MAX_BODY_BYTES,
     config::MetricsAccess,
 };
 
@@ -133,7 +133,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and other protocols than
 /// [`Protocol::Rest`], else below the prefix. A route that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 123] = [
+static RULES: [(Method, &str, Rule); 125] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -262,6 +262,8 @@ static RULES: [(Method, &str, Rule); 123] = [
     (Method::GET, "/webhook-events", Rule::needs(&[RunsRead])),
     // Only for callers of the default organisation; the handler checks that.
     (Method::GET, "/system/storage", Rule::needs(&[OrganizationsManage])),
+    (Method::GET, "/system/processes", Rule::needs(&[OrganizationsManage])),
+    (Method::GET, "/system/limits", Rule::needs(&[RunsRead])),
     // WorkflowsWrite too, for views that the organisation sees; the handlers check that.
     (Method::GET, "/views", Rule::needs(&[RunsRead])),
     (Method::POST, "/views", Rule::needs(&[RunsRead])),

@@ -54,7 +54,7 @@ impl From<SaveTriggerError> for ApiError {
 
 /// List triggers
 ///
-/// In the order of their creation. The next and the last firings are in the answer for one trigger.
+/// In the order of their creation, each with its `health`. The next and the last firings are in the answer for one trigger.
 #[utoipa::path(
     get, path = "/triggers", tag = "triggers",
     params(
@@ -91,8 +91,16 @@ pub async fn list_triggers(State(app): State<App>, caller: Caller, query: Query)
     };
     let list = ListRequest::read(&app, &parameters, "triggers").await?;
     let (filter, page) = (&filter, &list.page);
-    let page = app.reads.read(|mut conn| async move { db::triggers::list(&mut conn, filter, page).await }).await?;
-    Ok(page::answer(app, caller, &list, page, Trigger::from))
+    let read = app.reads.read(|mut conn| async move {
+        let page = db::triggers::list(&mut conn, filter, page).await?;
+        let ids: Vec<uuid::Uuid> = page.entries.positions.iter().filter_map(|position| position.id.uuid()).collect();
+        Ok((page, db::triggers::health(&mut *conn, &ids).await?))
+    });
+    let (page, health) = read.await?;
+    Ok(page::answer(app, caller, &list, page, move |row: TriggerRow| {
+        let health = health.get(&row.id);
+        Trigger::new(row, health)
+    }))
 }
 
 /// Create a trigger

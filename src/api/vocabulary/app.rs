@@ -55,6 +55,8 @@ pub struct Parts {
     pub reads: db::Reads,
     /// Writer of new runs.
     pub writer: RunWriter,
+    /// Registration of this process.
+    pub registration: Registration,
     /// Reader of runs by id.
     pub runs: RunReader,
     /// Relay of messages to Kafka.
@@ -164,6 +166,7 @@ impl App {
             pool,
             reads,
             writer,
+            registration,
             runs,
             relay,
             definitions,

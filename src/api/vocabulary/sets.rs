@@ -104,6 +104,9 @@ sets! {
     TriggerKind = trigger::TriggerKind::ALL.map(trigger::TriggerKind::as_str);
     /// Why a trigger fires: what its kind waits for has happened, a caller has asked for it, or a backfill makes up for it.
     FiringCause = ["event", "manual", "backfill"];
+    /// `failing`: the last firing has failed to start a run or was dropped, its run has failed, or the topic cannot be read;
+    /// `healthy`: none of these; `unknown`: it has not fired yet.
+    TriggerHealthStatus = ["healthy", "failing", "unknown"];
     /// State of a backfill.
     BackfillState = ["running", "completed", "stopped"];
     /// State of a run.
@@ -212,6 +215,12 @@ sets! {
     WebhookAttemptOutcome = ["success", "status", "timeout", "network", "not_allowed"];
     /// Encoding of bytes: text if they are UTF-8, otherwise base64.
     OctetEncoding = ["text", "base64"];
+    /// Role of a process: it serves the API, or it executes runs.
+    ProcessRole = ["serve", "executor"];
+    /// What a limit belongs to. `rates` and `streams` are those of one process.
+    LimitGroup = ["requests", "rates", "lists", "streams", "organization", "runs"];
+    /// Unit of a limit.
+    LimitUnit = ["bytes", "count", "milliseconds", "per_minute"];
     /// Status of the service.
     ServiceStatus = ["operational"];
     /// Status of a running process.

@@ -59,7 +59,7 @@ fn may(role: Role, method: &str, path: &str) -> bool {
     // Views of one's own.
     let is_look = is_look || path.starts_with("/views");
     let for_admins = ["/api-keys", "/organizations", "/audit-logs", "/dead-letters", "/system"];
-    let is_key = for_admins.iter().any(|start| path.starts_with(start));
+    let is_key = for_admins.iter().any(|start| path.starts_with(start)) && path != "/system/limits";
     match role {
         _ if ["/auth/token", CALLBACK, AGENT_PUSH].contains(&path) => true,
         Role::Admin => true,

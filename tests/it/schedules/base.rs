@@ -139,6 +139,75 @@ async fn times_are_previewed_without_a_trigger(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn several_expressions_are_previewed_together_with_what_is_excluded(pool: PgPool) {
+    let world = World::start(&pool).await;
+    let preview = async |query: &str| world.service.get(&format!("{TRIGGERS}/preview?{query}")).await;
+    let query = "cron=0+9+*+*+*%0A%0A+30+8+*+*+1+&every=P1D&anchor=2027-01-01T12:00:00Z&exclude=2027-01-05%0A0+9+6+1+*\
+                 &start_at=2027-01-04T00:00:00Z&end_at=2027-01-06T23:00:00Z&from=2027-01-01T00:00:00Z&count=20";
+    let shown = preview(query).await.expect(200);
+    let times: Vec<&str> =
+        shown["times"].as_array().expect("a list").iter().filter_map(|time| time["at"].as_str()).collect();
+    // Not on the 5th, and on the 6th not at nine.
+    let expected = ["2027-01-04T08:30:00Z", "2027-01-04T09:00:00Z", "2027-01-04T12:00:00Z", "2027-01-06T12:00:00Z"];
+    assert_eq!(times, expected);
+    assert_eq!(shown["words"], "every day at 09:00, and every Monday at 08:30, and every P1D, UTC");
+    for (query, error) in [
+        ("cron=0+9+*+*+*%0Ax", "query.cron.1 value_error"),
+        (&*format!("cron={}", "@daily%0A".repeat(11)), "query.cron too_long"),
+        ("cron=@daily&exclude=x", "query.exclude.0 value_error"),
+        ("cron=@daily&start_at=2027-01-02T00:00:00Z&end_at=2027-01-01T00:00:00Z", "query.end_at value_error"),
+    ] {
+        assert_eq!(preview(query).await.field_errors(), [error], "{query}");
+    }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_list_tells_which_triggers_are_ill(pool: PgPool) {
+    let world = World::start(&pool).await;
+    let names = ["new", "started", "failed", "refused", "missed", "unread"];
+    let mut ids = Vec::new();
+    for name in names {
+        ids.push(world.schedule(name, json!({"cron": ["0 0 1 1 *"]})).await);
+    }
+    for id in &ids[1..4] {
+        if *id == ids[3] {
+            world.service.put(&format!("{TRIGGERS}/{id}"), &json!({"workflow_name": "none"})).await.expect(200);
+        }
+        let fired = world.service.post(&format!("{TRIGGERS}/{id}/fire"), &json!({})).await;
+        assert_eq!(fired.status.as_u16(), if *id == ids[3] { 409 } else { 202 }, "{}", fired.text);
+    }
+    world.end_runs(ids[2], "FAILED").await;
+    let sql = "INSERT INTO trigger_firings (trigger_id, nominal_at, cause, outcome, reason)
+               VALUES ($1, '2027-01-01Z', 'event', 'missed', 'too_late')";
+    sqlx::query(sql).bind(ids[4]).execute(&pool).await.expect("a firing");
+    let sql = "INSERT INTO kafka_triggers (trigger_id, group_id, error, error_at) VALUES ($1, 'g', 'no topic', now())";
+    sqlx::query(sql).bind(ids[5]).execute(&pool).await.expect("a topic that cannot be read");
+    let list = world.service.get(TRIGGERS).await.expect(200);
+    let health: Vec<_> = list["items"].as_array().expect("a list").iter().map(|item| item["health"].clone()).collect();
+    let shown = |member: &str| health.iter().map(|health| health[member].clone()).collect::<Vec<_>>();
+    assert_eq!(shown("status"), ["unknown", "healthy", "failing", "failing", "failing", "failing"]);
+    let outcomes = json!([null, "started", "started", "failed_to_start", "missed", null]);
+    assert_eq!(json!(shown("outcome")), outcomes);
+    assert_eq!(json!(shown("run_status")), json!([null, "PENDING", "FAILED", null, null, null]));
+    assert_eq!(json!(shown("reason")), json!([null, null, null, "workflow_not_found", "too_late", null]));
+    assert_eq!((&health[5]["error"], health[5]["error_at"].is_string()), (&json!("no topic"), true));
+    assert_eq!(health[4]["at"], "2027-01-01T00:00:00Z");
+    // A firing that succeeds ends it.
+    world.service.put(&format!("{TRIGGERS}/{}", ids[3]), &json!({"workflow_name": "one-step"})).await.expect(200);
+    world.service.post(&format!("{TRIGGERS}/{}/fire", ids[3]), &json!({})).await.expect(202);
+    let list = world.service.get(&format!("{TRIGGERS}?name=refused")).await.expect(200);
+    assert_eq!(list["items"][0]["health"]["status"], "healthy");
+    // One trigger shows the same, and its tag tells that the run has failed meanwhile.
+    let path = format!("{TRIGGERS}/{}", ids[1]);
+    let before = world.service.get(&path).await;
+    let tag = before.header("etag").expect("a tag").to_owned();
+    assert_eq!(before.expect(200)["health"]["status"], "healthy");
+    world.end_runs(ids[1], "FAILED").await;
+    let after = world.service.send("GET", &path, &[("if-none-match", &tag)], String::new()).await;
+    assert_eq!(after.expect(200)["health"]["status"], "failing");
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_chain_of_runs_is_bounded_and_a_present_run_is_not_started_again(pool: PgPool) {
     let world = World::start(&pool).await;
     let id = world.schedule("chain", json!({"cron": ["@hourly"], "overlap": "allow"})).await;

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Maximum number of runs of a request.
-const MAX_RUNS: i64 = 100;
+pub const MAX_RUNS: i64 = 100;
 /// Time after which no further run is begun with. Handlers have 9.5 s.
 const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// Length range of a cancellation's reason.

@@ -68,13 +68,16 @@ pub struct PreviewedTime {
 
 /// Preview a schedule
 ///
-/// Shows when a schedule would fire, without storing anything.
+/// Shows when a schedule would fire, without storing anything. `cron` and `exclude` have an expression on each line.
 #[utoipa::path(
     get, path = "/triggers/preview", tag = "triggers",
     params(
-        ("cron" = Option<String>, Query, description = "Cron expression", example = "0 9 * * 1"),
+        ("cron" = Option<String>, Query, description = "Cron expressions, one on each line", example = "0 9 * * 1"),
         ("every" = Option<String>, Query, description = "Period as an ISO 8601 duration"),
         ("anchor" = Option<DateTime<Utc>>, Query, description = "An instant from which the periods count"),
+        ("exclude" = Option<String>, Query, description = "Dates or cron expressions at which it does not fire, one on each line"),
+        ("start_at" = Option<DateTime<Utc>>, Query, description = "It does not fire before this instant"),
+        ("end_at" = Option<DateTime<Utc>>, Query, description = "It does not fire after this instant"),
         ("time_zone" = Option<String>, Query, description = "Time zone; the default is UTC", example = "Europe/Berlin"),
         ("dst_gap" = Option<String>, Query, description = "As in the configuration of a schedule"),
         ("dst_fold" = Option<String>, Query, description = "As in the configuration of a schedule"),
@@ -89,13 +92,16 @@ pub async fn preview_schedule(
     query: Query,
 ) -> Result<Json<SchedulePreview>, ApiError> {
     let mut config = serde_json::Map::new();
-    for name in ["every", "anchor", "time_zone", "dst_gap", "dst_fold"] {
+    for name in ["every", "anchor", "start_at", "end_at", "time_zone", "dst_gap", "dst_fold"] {
         if let Some(text) = query.text(name) {
             config.insert(name.to_owned(), json!(text));
         }
     }
-    if let Some(cron) = query.text("cron") {
-        config.insert("cron".to_owned(), json!([cron]));
+    for name in ["cron", "exclude"] {
+        if let Some(text) = query.text(name) {
+            let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            config.insert(name.to_owned(), json!(lines));
+        }
     }
     let config = to_raw(&config);
     let schedule = Object::body(&config).and_then(|_| Schedule::read(&Node::new("query", &config).object()?))?;

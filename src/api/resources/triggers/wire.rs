@@ -14,8 +14,9 @@ use crate::{
     db::{
         self,
         runs::RunRow,
-        triggers::{FiringRow, TriggerRow},
+        triggers::{FiringRow, HealthRow, TriggerRow},
     },
+    run::RunStatus,
     timestamp::Timestamp,
     trigger::{Config, Labels, TriggerKind},
 };
@@ -63,6 +64,8 @@ pub struct Trigger {
     /// When it was last due, whether a run started or not.
     #[schema(value_type = Option<String>, format = DateTime)]
     last_fired_at: Option<Timestamp>,
+    /// How it fares.
+    health: TriggerHealth,
     /// User who created it.
     created_by: String,
     /// User who changed it last.
@@ -75,8 +78,9 @@ pub struct Trigger {
     updated_at: Timestamp,
 }
 
-impl From<TriggerRow> for Trigger {
-    fn from(row: TriggerRow) -> Self {
+impl Trigger {
+    /// The row with what is known of its firings.
+    pub(super) fn new(row: TriggerRow, health: Option<&HealthRow>) -> Self {
         let mut counters: BTreeMap<String, i64> = row.counters.0.into_iter().collect();
         let of_kind = TriggerKind::parse(&row.kind).map_or(&[] as &[_], TriggerKind::counters);
         for name in ["fired", "failed_to_start"].iter().chain(of_kind) {
@@ -96,10 +100,80 @@ impl From<TriggerRow> for Trigger {
             config: row.config.0,
             counters,
             last_fired_at: row.last_fired_at,
+            health: health.map(TriggerHealth::from).unwrap_or_default(),
             created_by: row.created_by,
             updated_by: row.updated_by,
             created_at: row.created_at,
             updated_at: row.updated_at,
+        }
+    }
+}
+
+/// How a trigger fares, by its last firing.
+#[derive(Serialize, ToSchema)]
+pub struct TriggerHealth {
+    /// In one word.
+    #[schema(value_type = sets::TriggerHealthStatus)]
+    status: &'static str,
+    /// When it was last due; null: it has not fired yet.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    at: Option<Timestamp>,
+    /// What came of it, as in the firings of one trigger.
+    #[schema(example = "started")]
+    outcome: Option<String>,
+    /// Code of the reason why no run has started.
+    reason: Option<String>,
+    /// That reason for people.
+    detail: Option<String>,
+    /// The run, which may be deleted.
+    run_id: Option<String>,
+    /// Status of that run; null: there is none, or it is deleted.
+    #[schema(value_type = Option<sets::RunStatus>)]
+    run_status: Option<String>,
+    /// Why the topic of a Kafka trigger cannot be read; null: it can.
+    error: Option<String>,
+    /// When that was noticed.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    error_at: Option<Timestamp>,
+}
+
+impl Default for TriggerHealth {
+    fn default() -> Self {
+        Self {
+            status: "unknown",
+            at: None,
+            outcome: None,
+            reason: None,
+            detail: None,
+            run_id: None,
+            run_status: None,
+            error: None,
+            error_at: None,
+        }
+    }
+}
+
+impl From<&HealthRow> for TriggerHealth {
+    fn from(row: &HealthRow) -> Self {
+        let is_dropped = matches!(row.outcome.as_deref(), Some("failed_to_start" | "missed" | "buffer_dropped"));
+        let has_failed = row.run_status.as_deref() == Some(RunStatus::Failed.as_str());
+        let status = if is_dropped || has_failed || row.error.is_some() {
+            "failing"
+        } else if row.outcome.is_some() {
+            "healthy"
+        } else {
+            "unknown"
+        };
+        Self {
+            status,
+            at: row.nominal_at.map(Timestamp::from),
+            outcome: row.outcome.clone(),
+            reason: row.reason.clone(),
+            detail: row.detail.clone(),
+            run_id: row.run_id.clone(),
+            run_status: row.run_status.clone(),
+            error: row.error.clone(),
+            error_at: row.error_at.map(Timestamp::from),
         }
     }
 }
@@ -134,6 +208,7 @@ impl TriggerDetail {
         let mut conn = app.pool.acquire().await.map_err(db::Error::from)?;
         let limit = i64::try_from(SHOWN_FIRINGS).unwrap_or(i64::MAX);
         let firings = db::triggers::last_firings(&mut *conn, &[row.id], limit).await?.remove(&row.id);
+        let health = db::triggers::health(&mut *conn, &[row.id]).await?.remove(&row.id);
         let webhook = match TriggerKind::parse(&row.kind) {
             Some(TriggerKind::Webhook) => WebhookAddress::read(app, &mut conn, &row).await?,
             _ => None,
@@ -153,7 +228,7 @@ impl TriggerDetail {
         Ok(Self {
             next: next.into_iter().map(Timestamp::from).collect(),
             firings: firings.unwrap_or_default().into_iter().map(ShownFiring::from).collect(),
-            trigger: row.into(),
+            trigger: Trigger::new(row, health.as_ref()),
             webhook,
             kafka,
             shown_once: Map::new(),
@@ -180,7 +255,8 @@ impl TriggerDetail {
             .kafka
             .as_ref()
             .map_or(0, |kafka| kafka.error_at.map_or(0, micros) ^ kafka.started_at.map_or(0, micros));
-        format!("{sum:x}-{fired:x}-{next:x}-{refused:x}-{kafka:x}")
+        let run = self.trigger.health.run_status.as_deref().unwrap_or_default();
+        format!("{sum:x}-{fired:x}-{next:x}-{refused:x}-{kafka:x}-{run}")
     }
 }
 
