@@ -1,509 +1,83 @@
-// Journeys in a real browser, on a real service.
+// Journeys in real browsers, on a real service. There are two browsers: one works while the other one waits.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { after, before, test } from "node:test";
+import { after, before, describe, test } from "node:test";
+import { accessJourneys } from "./access-journeys.js";
+import { Cable } from "./cable.js";
 import { formJourneys } from "./form-journeys.js";
 import { hookJourneys } from "./hook-journeys.js";
-import { largeJourneys } from "./large-journeys.js";
+import { largeJourneys, longJourneys } from "./large-journeys.js";
 import { liveJourneys } from "./live-journeys.js";
 import { Page } from "./page.js";
-import { ATTACK, fill, Service } from "./service.js";
-
-const require = createRequire(`${process.env.CONSOLE_TOOLS}/node_modules/`);
-const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+import { firstJourneys, runJourneys } from "./run-journeys.js";
+import { screenJourneys } from "./screens.js";
+import { fill, Service } from "./service.js";
 
 /** @type {Service} */
 let service;
-/** @type {Page} */
-let page;
+/** The pages, each with the key of an administrator of its own and its own way to the service. @type {{ page: Page, key: string, cable: Cable }[]} */
+let people = [];
 let made;
 
-before(async () => {
-    service = await Service.start(process.env.CONSOLE_PROGRAM);
-    made = await fill(service);
-    page = await Page.open(service.url);
-});
+/** @param {number} who */
+const contextOf = (who) => () => ({ service, made, ...people[who] });
+/** @param {number} who */
+const atOf = (who) => (/** @type {string} */ path) => people[who].page.at(people[who].key, path);
 
-after(async () => {
-    await page?.browser.stop();
-    await service?.stop();
-});
-
-/** A page of the administrator. @param {string} path */
-async function at(path) {
-    await page.go(path);
-    const needsKey = await page.browser.until("document.querySelector('#credential') ? 'sign in' : document.querySelector('main h1') && 'in'");
-    if (needsKey === "sign in") await page.signIn(service.key, path);
+/** What a browser has seen in all its tests. @param {number} who @param {(url: string) => boolean} [isProvoked] */
+function clean(who, isProvoked = () => false) {
+    test("no request left the service, none was unknown to the OpenAPI document, and the content policy had no report", () => {
+        const { page } = people[who];
+        const foreign = page.browser.requests.filter((url) => !url.startsWith(page.url) && !/^(data|blob|about):/.test(url));
+        assert.deepEqual(foreign, []);
+        assert.ok(page.browser.requests.length > 500, `${page.browser.requests.length} requests`);
+        assert.deepEqual([...new Set(page.unknown)], []);
+        const reports = page.browser.reports.map((one) => JSON.stringify(one)).filter((one) => !isProvoked(one));
+        assert.deepEqual(reports.map((one) => one.slice(0, 600)), []);
+        // The browser notes the 404 of what another organisation asked for, a moment later than the page does.
+        const refused = [made.runs.order.id, made.triggers.incoming.id, made.hooks.good.id, made.hooks.bad.id, made.order.id, made.broken.id];
+        const unexpected = page.browser.complaints.filter(({ entry }) => !(entry?.text.includes("404") && refused.some((id) => entry.url?.includes(id))));
+        assert.deepEqual(unexpected.map((one) => JSON.stringify(one).slice(0, 400)), []);
+    });
 }
 
-test("a wrong key is refused in words, a right one opens the address that was asked for, signing out closes it", async () => {
-    await page.go("/console/workflows");
-    await page.fill("API key or token", "wf_live_wrong");
-    await page.press("Sign in");
-    await page.reads("not valid");
-    await page.fill("API key or token", service.key);
-    await page.press("Sign in");
-    await page.reads("order");
-    assert.match(await page.browser.evaluate("location.pathname"), /\/workflows$/);
-    assert.equal(await page.browser.evaluate("JSON.stringify({...localStorage}).includes('wf_') || document.cookie"), "");
-    await page.press("Sign out");
-    await page.sees("#credential");
-    page.browser.complaints.splice(0);
-});
+describe("the console", { concurrency: 2 }, () => {
+    before(async () => {
+        service = await Service.start(process.env.CONSOLE_PROGRAM);
+        made = await fill(service);
+        const { key } = await service.call("POST", "/api-keys", { name: "the other browser", role: "admin" });
+        people = await Promise.all([service.key, key].map(async (key) => {
+            const cable = await Cable.to(service.url);
+            return { key, cable, page: await Page.open(cable.url) };
+        }));
+    });
 
-test("a failing run is repaired from its step with another input", async () => {
-    await at(`/console/runs/${made.runs.repairable.id}`);
-    await page.browser.until("[...document.querySelectorAll('.box')].some((box) => box.dataset.step === 'mail')", "the graph");
-    await page.reads("failed");
-    await page.browser.evaluate("document.querySelector('.box[data-step=mail]').dispatchEvent(new MouseEvent('click', { bubbles: true }))");
-    await page.reads("This step has not begun");
-    await page.press("Retry");
-    await page.browser.evaluate("$field('With another input').click()");
-    await page.fill("Input", "{ \"address\": ");
-    await page.press("Retry", "dialog button");
-    await page.reads("Line 1");
-    await page.fill("Input", JSON.stringify({ address: "ann@example.org" }));
-    await page.press("Retry", "dialog button");
-    await page.browser.until("document.querySelector('.run-words .status')?.innerText.includes('completed')", "the end of the run");
-    const run = await service.call("GET", `/runs/${made.runs.repairable.id}`);
-    assert.deepEqual([run.status, run.input_data], ["COMPLETED", { address: "ann@example.org" }]);
-});
-
-test("an approval is given in the inbox, and its run goes on without a reload", async () => {
-    await at(`/console/runs/${made.runs.approval.id}`);
-    await page.reads("waiting for approval by admin");
-    await page.browser.evaluate("[...document.querySelectorAll('nav a')].find((a) => a.innerText.includes('Approvals')).click()");
-    await page.reads(made.runs.approval.id);
-    await page.fill("Comment", `fine ${ATTACK}`);
-    const section = `[...document.querySelectorAll('section.waiting')].find((one) => one.innerText.includes('${made.runs.approval.id}'))`;
-    await page.browser.evaluate(`[...${section}.querySelectorAll('button')].find((one) => one.innerText === 'Approve').click()`);
-    await page.browser.until(`!${section}`, "the approval leaving the inbox");
-    await page.go(`/console/runs/${made.runs.approval.id}`);
-    await page.browser.until("document.querySelector('.run-words .status')?.innerText.includes('completed')", "the end of the run");
-});
-
-test("a run that waits tells of its end by the event stream, and its log grows", async () => {
-    await at(`/console/runs/${made.runs.rejected.id}?tab=log`);
-    await page.reads("live");
-    const [callback] = await service.call("GET", `/runs/${made.runs.rejected.id}/callbacks`);
-    await service.call("POST", `/callbacks/${callback.url.split("/").pop()}`, { approved: false, comment: "too dear" });
-    await page.browser.until("document.querySelector('.run-words .status')?.innerText.includes('failed')", "the end of the run");
-    await page.browser.until("document.querySelector('[role=log]').innerText.includes('Run failed')", "the last entry of the log");
-});
-
-test("a dead letter is read and sent again with a corrected value", async () => {
-    await at("/console/dead-letters");
-    await page.reads("invalid content");
-    await page.press("workflow.execution.requests 0:100000");
-    await page.press("Send again");
-    await page.browser.evaluate("$field('With a corrected value').click()");
-    await page.fill("Value", JSON.stringify({ corrected: true }));
-    await page.press("Send again", "dialog button");
-    await page.reads("must be a message that executors can read");
-    await page.fill("Value", JSON.stringify({ run_id: made.runs.cancelled.id, reason: "sent again" }));
-    await page.press("Send again", "dialog button");
-    await page.reads("sent again");
-    const letters = await service.call("GET", "/dead-letters");
-    assert.match(letters.items[0].status, /redriving|redriven/);
-});
-
-test("a key is shown once, works, and does not after it is revoked", async () => {
-    await at("/console/keys");
-    await page.press("New key");
-    await page.fill("Name", "from the console");
-    await page.press("Make the key");
-    await page.reads("Copy it now");
-    const key = await page.browser.evaluate("document.querySelector('dialog pre').innerText");
-    await service.call("GET", "/runs?page_size=1", undefined, key);
-    await page.press("Done");
-    await page.reads("from the console");
-    assert.ok(!(await page.text()).includes(key));
-    await page.browser.evaluate("[...document.querySelectorAll('tr')].find((row) => row.innerText.includes('from the console')).querySelector('button').click()");
-    await page.press("Revoke", "dialog button");
-    await page.browser.until("[...document.querySelectorAll('tr')].some((row) => row.innerText.includes('from the console') && row.innerText.includes('revoked'))", "the revocation");
-    await assert.rejects(service.call("GET", "/runs?page_size=1", undefined, key));
-});
-
-test("a run is started by the form of its schema, and what is wrong is said at the field", async () => {
-    await at(`/console/workflows/${made.order.id}?tab=run`);
-    await page.press("Start the run");
-    await page.reads("A value is required");
-    await page.fill("order", "C-3");
-    await page.fill("amount", "many");
-    await page.press("Start the run");
-    await page.reads("This is no number");
-    await page.fill("amount", "7");
-    await page.press("Start the run");
-    await page.browser.until("location.pathname.includes('/runs/')", "the page of the run");
-    const id = await page.browser.evaluate("location.pathname.split('/').pop()");
-    assert.deepEqual((await service.call("GET", `/runs/${id}`)).input_data, { order: "C-3", amount: 7 });
-});
-
-test("a definition is corrected at the line that is named, stored, compared and restored", async () => {
-    await at("/console/workflows/new");
-    await page.fill("Definition as JSON", '{\n "name": "by-hand",\n "start_step": "a",\n "steps": {\n  "a": {"id": "a", "type": "nonsense"}\n }\n}');
-    await page.reads("line 5");
-    await page.browser.until("document.querySelector('.gutter .error')?.innerText.trim() === '5'", "the mark at line 5");
-    await page.fill("Definition as JSON", JSON.stringify({ name: "by-hand", start_step: "a", steps: { a: { id: "a", agent_name: "demo-upper", input_mapping: { text: "${workflow.input.t}" } } } }));
-    await page.reads("The definition is valid");
-    await page.press("Try it");
-    await page.fill("Input (JSON)", '{"t": "dry"}');
-    await page.press("Try", "dialog button");
-    await page.reads('{"text":"dry"}');
-    await page.press("Close");
-    page.leaves = false;
-    await page.browser.evaluate("document.querySelector('nav a').click()");
-    assert.match(await page.browser.evaluate("location.pathname"), /workflows\/new$/, "what was typed is lost without a question");
-    page.leaves = true;
-    await page.press("Store");
-    await page.reads("is stored as version 1");
-    const item = await service.call("GET", "/workflow-names/by-hand");
-    assert.equal(item.workflow_data.steps.a.agent_name, "demo-upper");
-    await page.go(`/console/workflows/${made.order.id}?tab=versions`);
-    await page.press("Compare with 2");
-    await page.reads("Steps removed");
-    await page.reads("checks");
-    await page.press("Restore");
-    await page.reads("is the newest one again");
-    assert.equal((await service.call("GET", "/workflow-names/order")).workflow_data.start_step, "checks");
-});
-
-test("filters, columns and order are in the address, and an input member is a column", async () => {
-    await at("/console/runs?status=COMPLETED&name=order&cols=run,status,input.order");
-    await page.reads("A-1");
-    await page.reads("B-2");
-    const head = await page.browser.evaluate("[...document.querySelectorAll('th')].map((one) => one.innerText).join()");
-    assert.match(head, /Run,Status,input.order$/);
-    await page.press("failed", "button");
-    await page.browser.until("location.search.includes('status=COMPLETED%2CFAILED')", "the filter in the address");
-    await page.go("/console/runs");
-    await page.browser.until("[...document.querySelectorAll('th')].map((one) => one.innerText).join().endsWith('input.order')", "the columns of the last time");
-    await page.go("/console/runs?cols=");
-    await page.reads("Started by");
-});
-
-test("a view is saved, chosen again, and deleted; an hour of the chart leads to its runs", async () => {
-    await at("/console/runs?status=COMPLETED&cols=run,input.order");
-    await page.press("Save view");
-    await page.fill("Name of the view", "finished orders");
-    await page.press("Save", "dialog button");
-    await page.reads("finished orders");
-    await page.go("/console/runs");
-    await page.browser.until("document.querySelector('#views option:nth-child(2)')", "the saved view");
-    const [{ id }] = (await service.call("GET", "/views?screen=runs")).items;
-    await page.fill("Saved view", id);
-    await page.browser.until("location.search.includes('status=COMPLETED')", "the filters of the view");
-    await page.go("/console/runs?status=FAILED&cols=run,version");
-    await page.browser.until("document.querySelector('#views option:nth-child(2)')", "the saved view");
-    await page.press("Save view");
-    await page.fill("Store it as", id);
-    await page.press("Save", "dialog button");
-    await page.browser.until("!document.querySelector('dialog')", "the change of the view");
-    const [changed, ...others] = (await service.call("GET", "/views?screen=runs")).items;
-    assert.deepEqual([changed.name, changed.query, others.length], ["finished orders", "status=FAILED&cols=run%2Cversion", 0]);
-    await page.browser.until("document.querySelector('#views').selectedOptions[0].innerText === 'finished orders'", "the changed view");
-    await page.press("Save view");
-    await page.press("Delete finished orders");
-    await page.browser.until("!document.querySelector('#views')", "the end of the view");
-    await page.go("/console");
-    await page.browser.until("document.querySelectorAll('.hours li').length === 24", "a column for each hour");
-    await page.browser.evaluate("document.querySelector('.hours li:last-child a').click()");
-    await page.sees("tr[data-row]");
-    assert.match(await page.browser.evaluate("location.search"), /created_after=.*created_before=/);
-});
-
-test("new runs are announced and not pushed in; chosen runs are acted on after a dry run", async () => {
-    // Also where the order was chosen.
-    await at("/console/runs?cols=run,workflow,status&name=approval&sort_by=created_at&sort_order=desc");
-    await page.sees("tr[data-row]");
-    const first = "document.querySelector('tr[data-row] a').title";
-    const before = await page.browser.evaluate(first);
-    const fresh = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
-    await page.reads("1 new run: show");
-    assert.equal(await page.browser.evaluate(first), before);
-    await page.press("1 new run: show");
-    await page.browser.until(`${first} === ${JSON.stringify(fresh.id)}`, "the new run");
-    await page.browser.evaluate("$field('Select all of this page').click()");
-    await page.press("Cancel 1");
-    await page.reads("1 of");
-    await page.press("cancel 1", "dialog button");
-    await page.reads("1 of 1 runs cancelled");
-    assert.equal((await service.call("GET", `/runs/${fresh.id}`)).status, "CANCELLED");
-});
-
-test("two runs are compared step by step", async () => {
-    await at(`/console/compare?a=${made.runs.order.id}&b=${made.runs.other.id}`);
-    await page.reads("steps differ");
-    await page.browser.evaluate("[...document.querySelectorAll('button.link')].find((one) => one.innerText === 'stock').click()");
-    await page.browser.until("document.querySelectorAll('.diff .added').length > 0", "the difference");
-});
-
-test("the keyboard alone goes everywhere", async () => {
-    await at("/console");
-    for (const key of ["g", "r"]) await page.browser.press(key);
-    await page.browser.until("location.pathname.endsWith('/runs')", "the list of runs");
-    await page.sees("tr[data-row]");
-    await page.browser.press("j");
-    await page.browser.press("j");
-    await page.browser.press("k");
-    const place = await page.browser.evaluate("[...document.querySelectorAll('tr[data-row]')].indexOf(document.activeElement.closest('tr'))");
-    assert.equal(place, 0);
-    await page.browser.press("/");
-    assert.equal(await page.browser.evaluate("document.activeElement.id"), "filter-name_prefix");
-    await page.browser.evaluate("document.activeElement.blur()");
-    await page.browser.press("?");
-    await page.sees("dialog[open]");
-    await page.browser.press("Escape");
-    await page.browser.until("!document.querySelector('dialog[open]')", "the end of the help");
-    await page.go(`/console/runs/${made.runs.order.id}`);
-    await page.sees(".box");
-    await page.browser.evaluate("document.querySelector('.box').focus()");
-    await page.browser.press("ArrowRight");
-    await page.browser.press("Enter");
-    await page.sees(".panel");
-    await page.browser.until("document.activeElement === document.querySelector('.panel h2')", "the keyboard in the panel");
-});
-
-test("every screen has the calls behind it as commands that work", async () => {
-    await at("/console");
-    for (const screen of SCREENS().filter((one) => one !== "/nowhere")) {
-        await page.go(`/console${screen}`);
-        await settled();
-        await page.press("API");
-        await page.reads("curl -sS");
-        const commands = await page.browser.evaluate("[...document.querySelectorAll('dialog pre')].map((one) => one.innerText)");
-        for (const command of commands.filter((one) => !one.includes("-X "))) {
-            assert.ok(command.includes('-H "X-API-Key: $KEY"'), command);
-            const url = command.match(/http[^' ]+/)[0];
-            if (url.endsWith("/events")) continue;
-            const answer = await fetch(url, { headers: { "x-api-key": service.key } });
-            await answer.body?.cancel();
-            assert.ok(answer.status === 200, `${screen}: ${command} is ${answer.status}`);
+    after(async () => {
+        for (const { page, cable } of people) {
+            await page.browser.stop();
+            cable.close();
         }
-    }
-    await page.go(`/console/runs/${made.runs.holding.id}`);
-    await page.browser.until("document.querySelector('.live')?.innerText === 'live'", "the stream");
-    await page.press("API");
-    await page.reads(`/runs/${made.runs.holding.id}/events`);
-});
+        await service?.stop();
+    });
 
-formJourneys(() => ({ service, page, made }), at);
-liveJourneys(() => ({ service, page, made }), at);
-hookJourneys(() => ({ service, page, made }), at);
+    describe("what people do", { concurrency: 1 }, () => {
+        const [context, at] = [contextOf(0), atOf(0)];
+        runJourneys(context, at);
+        formJourneys(context, at);
+        liveJourneys(context, at);
+        hookJourneys(context, at);
+        firstJourneys(context);
+        longJourneys(context, at);
+        // The one that a test has provoked shows that reports arrive.
+        const isProvoked = (/** @type {string} */ report) => report.includes("https://example.org");
+        test("the content policy tells of what it stops", () => assert.ok(people[0].page.browser.reports.some((one) => isProvoked(JSON.stringify(one)))));
+        clean(0, isProvoked);
+    });
 
-test("an empty organisation has its first run a minute later", async () => {
-    await service.call("POST", "/organizations", { id: "newcomers", name: "Newcomers" });
-    const { key } = await service.call("POST", "/api-keys", { name: "first", role: "admin", organization_id: "newcomers" });
-    await page.fresh();
-    await page.signIn(key, "/console");
-    await page.reads("There are no runs yet");
-    await page.press("a workflow", "a");
-    await page.press("the editor", "a");
-    await page.fill("Definition as JSON", JSON.stringify({ name: "first", input_schema: { type: "object", required: ["text"], properties: { text: { type: "string" } } },
-        start_step: "rest", steps: { rest: { id: "rest", type: "wait", input_mapping: { text: "${workflow.input.text}" }, wait_config: { duration_seconds: 0 } } } }));
-    await page.reads("The definition is valid");
-    await page.press("Store");
-    await page.reads("is stored as version 1");
-    await page.press("Run");
-    await page.fill("text", "hello");
-    await page.press("Start the run");
-    await page.browser.until("document.querySelector('.run-words .status')?.innerText.includes('completed')", "the end of the first run");
-    await page.press("Home", "nav a");
-    await page.reads("Latest runs");
-    await page.press("first", "td a");
-    await page.browser.until("location.pathname.includes('/runs/')", "the run");
-    await page.fresh();
-});
-
-test("without the service the console says so, keeps what it shows, and goes on when it is back", async () => {
-    const offline = (/** @type {boolean} */ isOffline) => page.browser.call("Network.emulateNetworkConditions", { offline: isOffline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
-    await page.signIn(service.key, "/console/agents");
-    await page.reads("broken");
-    try {
-        await offline(true);
-        await page.fill("Name begins with", "bro");
-        await page.reads("The service cannot be reached");
-        await page.press("Organisations", "nav a");
-        await page.reads("This screen could not be loaded");
-    } finally {
-        await offline(false);
-    }
-    const loaded = page.browser.next("Page.loadEventFired");
-    await page.press("Try again");
-    await loaded;
-    await page.reads("Acme");
-    await page.press("Agents", "nav a");
-    await page.reads("broken");
-    // The content policy stops it; that this is reported is held below.
-    assert.ok((await page.browser.evaluate("fetch('https://example.org/').then(() => 'reached', () => 'cut')")) === "cut");
-    page.browser.complaints.splice(0);
-    page.browser.requests.splice(page.browser.requests.findIndex((url) => url.startsWith("https://example.org")), 1);
-});
-
-const SCREENS = () => ["", "/runs", "/runs?status=PENDING&name=nothing", `/runs/${made.runs.order.id}`, `/runs/${made.runs.hostile.id}?step=ask`, `/runs/${made.runs.failing.id}?step=mail`,
-    ...["timeline", "table", "log", "data", "lineage", "raw"].map((tab) => `/runs/${made.runs.hostile.id}?tab=${tab}`), `/runs/${made.runs.cancelled.id}`,
-    `/compare?a=${made.runs.order.id}&b=${made.runs.hostile.id}`, "/workflows", `/workflows/${made.hostile.id}`,
-    ...["run", "runs", "versions&from=1&to=2", "definition", "use"].map((tab) => `/workflows/${made.order.id}?tab=${tab}`), "/workflows/new", `/workflows/${made.hostile.id}/edit`,
-    "/triggers", "/triggers?name_prefix=none", ...Object.values(made.triggers).map(({ id }) => `/triggers/${id}`), "/webhooks", ...Object.values(made.hooks).map(({ id }) => `/webhooks/${id}`),
-    `/webhooks/${made.hooks.bad.id}/deliveries/${made.delivery}`, `/runs/${made.runs.held.id}`, `/runs?cols=run,trigger,due,deadline,flow`,
-    "/agents", `/agents/${made.broken.id}`, "/approvals", "/dead-letters", "/keys", "/organisations", "/organisations/acme", "/audit", "/system", "/nowhere"];
-
-/** The screen is there, and nothing is on its way any more. */
-const settled = () => page.browser.until("document.querySelector('main h1') && !document.querySelector('.loading')", "the screen");
-
-test("every screen is clean for axe in both themes, and at 320 pixels nothing scrolls sideways", async () => {
-    await at("/console");
-    /** @type {string[]} */
-    const found = [];
-    const look = async (/** @type {string} */ name, part = "document") => {
-        await page.browser.evaluate(axe);
-        const result = await page.browser.evaluate(`axe.run(${part}, { runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"] })
-            .then(({ violations }) => violations.map(({ id, nodes }) => id + ": " + nodes.slice(0, 3).map((node) => node.html.slice(0, 160) + " " + (node.any[0]?.message ?? "")).join(" | ")))`);
-        for (const violation of result) found.push(`${name}: ${violation}`);
-    };
-    for (const theme of ["light", "dark"]) {
-        await page.theme(theme);
-        for (const screen of SCREENS()) {
-            await page.go(`/console${screen}`);
-            await settled();
-            await look(`${theme} ${screen}`);
-        }
-    }
-    const dialogs = [["/keys", "New key"], ["/organisations", "New organisation"], ["/agents", "New agent"], ["/runs", "Columns"], ["/runs", "Export"],
-        ["/runs", "Keyboard help"], [`/runs/${made.runs.failing.id}`, "Retry"], ["/workflows/new", "Try it"], ["/system", "API"],
-        ["/runs?status=FAILED", "Act on all"], ["/runs", "Save view"], ["/triggers", "New trigger"], ["/webhooks", "New webhook"],
-        ...["Fire now", "Pause", "Edit", "Delete", "Start runs of a range of time"].map((button) => [`/triggers/${made.triggers.nightly.id}`, button]), [`/triggers/${made.triggers.incoming.id}`, "Make another token"],
-        ...["Test", "Recover", "Edit", "Rotate secret", "Disable"].map((button) => [`/webhooks/${made.hooks.good.id}`, button]), [`/webhooks/${made.hooks.off.id}`, "Enable"]];
-    for (const theme of ["light", "dark"]) {
-        await page.theme(theme);
-        for (const [screen, button] of dialogs) {
-            await page.go(`/console${screen}`);
-            await settled();
-            await page.press(button);
-            await page.sees("dialog[open]");
-            await look(`${theme} ${screen} ${button}`, "document.querySelector('dialog')");
-        }
-        // Refused, not found, not there, and who is not signed in.
-        for (const screen of ["/runs/run-nothing", "/workflows/nothing", "/dead-letters/nothing", "/runs?created_after=nonsense"]) {
-            await page.go(`/console${screen}`);
-            await page.sees("main .problem");
-            await look(`${theme} ${screen}`);
-        }
-    }
-    await page.fresh();
-    await page.signIn(made.viewer, "/console/keys");
-    for (const theme of ["light", "dark"]) {
-        await page.theme(theme);
-        await page.reads("You may not see this");
-        await look(`${theme} refused`);
-    }
-    await page.fresh();
-    await page.go("/console");
-    for (const theme of ["light", "dark"]) {
-        await page.theme(theme);
-        await page.sees("#credential");
-        await look(`${theme} sign-in`);
-    }
-    await page.signIn(service.key);
-    await page.browser.call("Network.clearBrowserCookies");
-    await page.press("Runs", "nav a");
-    await page.reads("The session has ended");
-    await look("sign-in again", "document.querySelector('dialog')");
-    await page.signIn(service.key);
-    await page.theme("light");
-    await page.size(320, 640);
-    for (const screen of SCREENS()) {
-        await page.go(`/console${screen}`);
-        await settled();
-        const wide = await page.browser.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth");
-        if (wide > 0) found.push(`320 px ${screen}: ${wide} pixels too wide`);
-    }
-    await page.size(1280);
-    assert.deepEqual(found, []);
-});
-
-test("nothing that somebody has stored is executed or becomes markup, on any screen", async () => {
-    await at("/console");
-    let seen = 0;
-    for (const screen of SCREENS()) {
-        await page.go(`/console${screen}`);
-        await settled();
-        const { hacked, marks, shown } = await page.browser.evaluate(`({ hacked: Boolean(window.hacked), shown: document.documentElement.outerHTML.includes("onerror=") || document.querySelector("textarea")?.value.includes("onerror="),
-            marks: document.querySelectorAll("main img, main script, main b, main i, main svg[onload], a[href^='javascript']").length })`);
-        assert.deepEqual([hacked, marks], [false, 0], screen);
-        seen += shown ? 1 : 0;
-    }
-    assert.ok(seen > 12, `the texts were shown on ${seen} screens only`);
-});
-
-test("what one organisation has is not in another one's console", async () => {
-    await page.fresh();
-    await page.signIn(service.key, "/console/runs?name_prefix=host");
-    await page.reads("hostile");
-    await page.fresh();
-    await page.signIn(made.acme, "/console/runs");
-    await page.reads("There are no runs yet");
-    for (const path of ["", "/workflows", "/agents", "/triggers", "/webhooks", "/approvals", "/audit", "/keys"]) {
-        await page.go(`/console${path}`);
-        await settled();
-        const text = await page.text();
-        for (const word of ["hostile", "repairable", "demo-upper", "nightly", "incoming", "receiver", "refused"]) assert.ok(!text.includes(word), `${path} shows ${word}`);
-    }
-    for (const path of [`runs/${made.runs.order.id}`, `triggers/${made.triggers.incoming.id}`, `webhooks/${made.hooks.good.id}`, `webhooks/${made.hooks.bad.id}/deliveries/${made.delivery}`,
-        `workflows/${made.order.id}`, `agents/${made.broken.id}`]) {
-        await page.go(`/console/${path}`);
-        await page.reads("not found");
-    }
-    page.browser.complaints.splice(0);
-});
-
-test("whoever may only look sees what they may not do, and which role has it", async () => {
-    await page.fresh();
-    await page.signIn(made.viewer, `/console/runs/${made.runs.failing.id}`);
-    await page.reads("failed");
-    const retry = "[...document.querySelectorAll('button')].find((one) => one.innerText.startsWith('Retry'))";
-    assert.deepEqual(await page.browser.evaluate(`(() => { const button = ${retry}; button.focus(); button.click(); return [button.ariaDisabled, button.title, document.activeElement === button, Boolean(document.querySelector("dialog"))]; })()`),
-        ["true", "Needs runs:write: operator, admin", true, false]);
-    assert.equal(await page.browser.evaluate(`${retry}.innerText.replace(/\\s+/g, " ")`), "Retry . Needs runs:write: operator, admin");
-    assert.match(await page.browser.evaluate("[...document.querySelectorAll('nav .off')].map((one) => one.title).join()"), /Needs keys:manage: admin/);
-    await page.go("/console/keys");
-    await page.reads("You may not see this");
-    await page.fresh();
-});
-
-largeJourneys(() => ({ service, page, made }), at, settled);
-
-test("without authentication a banner says so, nobody signs in, and commands need no key", async () => {
-    const open = await Service.start(process.env.CONSOLE_PROGRAM, true);
-    const other = await Page.open(open.url);
-    try {
-        await other.go("/console");
-        await other.reads("Authentication is off.");
-        assert.equal(await other.browser.evaluate("[...document.querySelectorAll('button')].some((one) => one.innerText === 'Sign out')"), false);
-        await other.press("API keys", "nav a");
-        await other.sees("main .banner");
-        await other.press("API");
-        await other.reads("curl -sS");
-        assert.ok(!(await other.text()).includes("$KEY"));
-        assert.deepEqual([other.unknown, other.browser.reports], [[], []]);
-    } finally {
-        await other.browser.stop();
-        await open.stop();
-    }
-});
-
-test("no request left the service, none was unknown to the OpenAPI document, and the content policy had no report", () => {
-    const foreign = page.browser.requests.filter((url) => !url.startsWith(service.url) && !/^(data|blob|about):/.test(url));
-    assert.deepEqual(foreign, []);
-    assert.ok(page.browser.requests.length > 500, `${page.browser.requests.length} requests`);
-    assert.deepEqual([...new Set(page.unknown)], []);
-    // The one that a test has provoked shows that reports arrive.
-    const [provoked, reports] = [true, false].map((is) => page.browser.reports.filter((one) => JSON.stringify(one).includes("https://example.org") === is));
-    assert.ok(provoked?.length);
-    assert.deepEqual(reports?.map((one) => JSON.stringify(one).slice(0, 600)), []);
-    // The browser notes the 404 of what another organisation asked for, a moment later than the page does.
-    const refused = [made.runs.order.id, made.triggers.incoming.id, made.hooks.good.id, made.hooks.bad.id, made.order.id, made.broken.id];
-    const unexpected = page.browser.complaints.filter(({ entry }) => !(entry?.text.includes("404") && refused.some((id) => entry.url?.includes(id))));
-    assert.deepEqual(unexpected.map((one) => JSON.stringify(one).slice(0, 400)), []);
+    describe("what screens show", { concurrency: 1 }, () => {
+        const [context, at] = [contextOf(1), atOf(1)];
+        screenJourneys(context);
+        accessJourneys(context, at);
+        largeJourneys(context, at);
+        clean(1);
+    });
 });

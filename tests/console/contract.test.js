@@ -148,7 +148,7 @@ test("credentials are kept nowhere: what the browser stores are theme, time zone
 });
 
 // Why the budget is of what is loaded to begin with: docs/adr/0034-console-without-a-build.md.
-test("what a browser loads to begin with has at most 54 kB when it is compressed, and all together at most 130 kB", () => {
+test("what a browser loads to begin with has at most 54 kB when it is compressed, and all together at most 131 kB", () => {
     const own = MODULES.reduce((sum, [, text]) => sum + Buffer.byteLength(text), 0);
     const compressed = (/** @type {string[]} */ paths) => paths.reduce((sum, path) => sum + gzipSync(FILES.get(path), { level: 9 }).length, 0);
     const needed = ["app.js"];
@@ -162,9 +162,9 @@ test("what a browser loads to begin with has at most 54 kB when it is compressed
     const all = compressed([...FILES.keys()].filter((path) => /\.(js|css|html|svg)$/.test(path)));
     console.log(`own ${own} bytes in ${MODULES.length} modules; compressed: ${first} bytes to begin with, ${all} bytes in all`);
     assert.ok(needed.length > 10 && !needed.includes("views/editor.js"));
-    assert.ok(own <= 327_000, `own modules have ${own} bytes`);
+    assert.ok(own <= 330_000, `own modules have ${own} bytes`);
     assert.ok(first <= 54_000, `${first} bytes are loaded to begin with`);
-    assert.ok(all <= 130_000, `all have ${all} bytes`);
+    assert.ok(all <= 131_000, `all have ${all} bytes`);
     for (const [path, text] of OWN) assert.ok(text.split("\n").length <= 500, `${path} has more than 500 lines`);
 });
 

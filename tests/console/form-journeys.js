@@ -119,6 +119,72 @@ export function formJourneys(context, at) {
         await page.press("Close");
     });
 
+    test("what was changed elsewhere while a form was open is not overwritten, and the form says so", async () => {
+        const { page, service } = context();
+        const path = { trigger: "/triggers", hook: "/webhooks", agent: "/agents" };
+        const made = {
+            trigger: await service.call("POST", path.trigger, { name: "shared trigger", kind: "schedule", workflow_name: "order", config: { cron: ["0 0 1 1 *"] } }),
+            hook: await service.call("POST", path.hook, { name: "shared hook", url: `${service.demo}/hooks`, event_types: ["agent.*"] }),
+            agent: await service.call("POST", path.agent, { name: "shared agent", url: `${service.demo}/upper` }),
+        };
+        const workflow = await service.call("PUT", "/workflow-names/shared", { start_step: "a", steps: { a: { id: "a", agent_name: "demo-upper", input_mapping: { text: "x" } } } });
+        /** Opens a form, changes what it is about elsewhere, types and stores. @param {string} screen @param {() => Promise<any>} elsewhere @param {() => Promise<void>} type */
+        const conflict = async (screen, elsewhere, type) => {
+            await at(screen);
+            if (!screen.endsWith("/edit")) await page.press("Edit");
+            await elsewhere();
+            await type();
+            await page.press("Store");
+            await page.reads("has changed since it was read");
+            // Also another attempt, and what was typed is still there.
+            await page.press("Store");
+            await page.reads("has changed since it was read");
+        };
+        await conflict(`/console/triggers/${made.trigger.id}`, () => service.call("PUT", `${path.trigger}/${made.trigger.id}`, { priority: 9 }), () => page.fill("workflow_name", "mine"));
+        assert.equal(await page.browser.evaluate("$field('workflow_name').value"), "mine");
+        const trigger = await service.call("GET", `${path.trigger}/${made.trigger.id}`);
+        assert.deepEqual([trigger.priority, trigger.workflow_name], [9, "order"]);
+        await conflict(`/console/webhooks/${made.hook.id}`, () => service.call("PATCH", `${path.hook}/${made.hook.id}`, { event_types: ["run.failed"] }), () => page.fill("name", "mine"));
+        const hook = await service.call("GET", `${path.hook}/${made.hook.id}`);
+        assert.deepEqual([hook.event_types, hook.name], [["run.failed"], "shared hook"]);
+        await conflict(`/console/agents/${made.agent.id}`, () => service.call("PUT", `${path.agent}/${made.agent.id}`, { description: "theirs" }), () => page.fill("Address", `${service.demo}/reverse`));
+        const agent = await service.call("GET", `${path.agent}/${made.agent.id}`);
+        assert.deepEqual([agent.description, agent.url], ["theirs", `${service.demo}/upper`]);
+        const text = (/** @type {string} */ word) => JSON.stringify({ name: "shared", start_step: "a", steps: { a: { id: "a", agent_name: "demo-upper", input_mapping: { text: word } } } });
+        await conflict(`/console/workflows/${workflow.id}/edit`, () => service.call("PUT", "/workflow-names/shared", { ...JSON.parse(text("theirs")), name: undefined }), async () => {
+            await page.browser.until("document.querySelector('.lines textarea')?.value.includes('demo-upper')", "the definition");
+            await page.fill("Definition as JSON", text("mine"));
+            await page.reads("The definition is valid");
+        });
+        assert.equal((await service.call("GET", "/workflow-names/shared")).workflow_data.steps.a.input_mapping.text, "theirs");
+        assert.equal(await page.browser.evaluate("document.querySelector('.lines textarea').value"), text("mine"));
+        await page.browser.evaluate("document.querySelector('nav a').click()");
+        page.browser.complaints.splice(0);
+    });
+
+    test("a run without a version is told by its steps, in the list and on its screen", async () => {
+        const { page, service, made } = context();
+        // As the reference deployment writes it.
+        service.sql(`INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status, input_data, triggered_by, created_at, updated_at)
+            VALUES ('run-of-another-program', 'none', 'elsewhere', 'FAILED', '{"a": 1}', 'sql', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC');
+            INSERT INTO step_executions (id, run_id, step_id, step_name, agent_name, status, input_data, started_at, completed_at) VALUES ('exec-elsewhere', 'run-of-another-program', 'only', 'only', 'an-agent', 'COMPLETED', '{}', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC')`);
+        assert.equal((await service.call("GET", "/runs/run-of-another-program")).workflow_version, null);
+        await at("/console/runs/run-of-another-program?step=only");
+        await page.reads("Its version of the definition is not known");
+        await page.reads("an-agent");
+        assert.match(await page.browser.evaluate("document.querySelector('.facts').innerText"), /Version\s+–/);
+        for (const tab of ["timeline", "table", "log", "data", "lineage", "raw"]) {
+            await page.go(`/console/runs/run-of-another-program?tab=${tab}`);
+            await page.browser.until("document.querySelector('main h1') && !document.querySelector('.loading')", tab);
+            assert.equal(await page.browser.evaluate("document.querySelector('main .problem')?.innerText ?? ''"), "", tab);
+        }
+        await page.go("/console/runs?name=elsewhere&cols=run,version");
+        await page.browser.until("document.querySelector('tr[data-row] td:last-child')?.innerText === ''", "no version in the list");
+        await page.go(`/console/compare?a=run-of-another-program&b=${made.runs.order.id}`);
+        await page.reads("steps differ");
+        page.browser.complaints.splice(0);
+    });
+
     test("a name in the editor that a workflow cannot have is not ignored", async () => {
         const { page, made } = context();
         await at(`/console/workflows/${made.order.id}/edit`);

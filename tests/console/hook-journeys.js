@@ -21,6 +21,7 @@ export function hookJourneys(context, at) {
         await page.press("Store");
         await page.browser.until("document.querySelector('#config-cron')?.getAttribute('aria-invalid') === 'true'", "the mark at the field");
         await page.fill("cron", "30 2 28 3 *\n@daily");
+        await page.reads("and every day at 00:00");
         await page.fill("time_zone", "Europe/Berlin");
         await page.browser.until("document.querySelectorAll('.times li').length === 10", "ten times");
         await page.press("Store");
@@ -227,10 +228,13 @@ export function hookJourneys(context, at) {
         await page.reads("No run matches these filters");
     });
 
-    test("home says what waits, what is paused and what does not arrive", async () => {
-        const { page } = context();
+    test("home says what waits, what is paused, ill, and what does not arrive", async () => {
+        const { page, service, made } = context();
+        await assert.rejects(service.call("POST", `/triggers/${made.triggers.paused.id}/fire`, {}), /workflow_not_found/);
+        await at("/console/triggers?name_prefix=paused");
+        await page.browser.until(`${rows("paused one")}.some((row) => /failing\\s+failed to start: /.test(row.innerText))`, "what ails it");
         await at("/console");
-        for (const words of ["refused", "failing", "switched off", "paused one", "Backlog", "Waiting for people"]) await page.reads(words);
+        for (const words of ["refused", "failing", "switched off", "paused one", "failed to start: ", "Backlog", "Waiting for people"]) await page.reads(words);
         await page.browser.until("!document.querySelector('.loading')", "all of it");
         await page.press("switched off", "a");
         await page.reads("a user has disabled it");

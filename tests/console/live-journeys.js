@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-/** @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, made: any }} context
+/** @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, cable: import("./cable.js").Cable, made: any }} context
  * @param {(path: string) => Promise<void>} at */
 export function liveJourneys(context, at) {
     const focused = "document.activeElement";
@@ -28,6 +28,42 @@ export function liveJourneys(context, at) {
         await page.browser.until(`!document.querySelector("dialog") && ${focused}.innerText === 'New key'`, "the keyboard at the button");
         // What has the keyboard is not below the bar at the top.
         assert.equal(await page.browser.evaluate("parseInt(getComputedStyle(document.documentElement).scrollPaddingTop) >= document.querySelector('.top').offsetHeight"), true);
+    });
+
+    test("a dialog that was opened while its screen was loading stays modal, with what was typed", async () => {
+        const { page } = context();
+        await at("/console/system");
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: "*/api-keys?*" }] });
+        const paused = page.browser.next("Fetch.requestPaused");
+        await page.press("API keys", "nav a");
+        const { requestId } = await paused;
+        await page.press("New key");
+        await page.sees("dialog:modal");
+        await page.fill("Name", "half a na");
+        await page.browser.call("Fetch.continueRequest", { requestId });
+        await page.browser.call("Fetch.disable");
+        await page.sees("tr[data-row]");
+        assert.deepEqual(await page.browser.evaluate(`[document.querySelector("dialog").matches(":modal"), ${focused}.value]`), [true, "half a na"]);
+        await page.browser.press("Escape");
+        await page.browser.until(`!document.querySelector("dialog") && ${focused}.innerText === 'New key'`, "the keyboard at the button");
+    });
+
+    test("the shell is drawn before it is known who is signed in, with one request for that", async () => {
+        const { page } = context();
+        await at("/console/system");
+        await page.browser.go("about:blank");
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: "*/console/session" }] });
+        /** @type {string[]} */
+        const asked = [];
+        const stop = page.browser.on("Fetch.requestPaused", ({ requestId }) => asked.push(requestId));
+        await page.browser.call("Page.navigate", { url: `${page.url}/console/runs` });
+        await page.browser.until("$find('nav a', 'Runs')?.ariaCurrent === 'page' && document.querySelector('main .loading') && !document.querySelector('.who')", "the shell");
+        assert.equal(asked.length, 1);
+        await page.browser.call("Fetch.continueRequest", { requestId: asked[0] });
+        await page.sees("tr[data-row]");
+        await page.sees(".who");
+        await page.browser.call("Fetch.disable");
+        stop();
     });
 
     test("single keys can be switched off, and stay off", async () => {
@@ -125,6 +161,49 @@ export function liveJourneys(context, at) {
         await page.browser.until(`document.querySelector('[role=log]').innerText.includes('Run failed') && ${streams} === 0`, "the last entry");
     });
 
+    /** The messages of a log, as the page shows them and as the service has them. @param {import("./page.js").Page} page @param {import("./service.js").Service} service @param {string} id */
+    const logs = async (page, service, id) => [
+        await page.browser.evaluate("[...document.querySelectorAll('[role=log] .entry')].map((one) => one.querySelector('time').dateTime + ' ' + one.querySelector('.message').innerText)"),
+        (await service.call("GET", `/runs/${id}/logs?page_size=100`)).items.map((/** @type {any} */ one) => `${one.timestamp} ${one.message}${one.detail && one.detail !== one.message && !one.message.includes(one.detail) ? ` ${one.detail}` : ""}`)];
+
+    test("a log that was cut off has each entry once when the connection is back", async () => {
+        const { page, service, cable } = context();
+        const run = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
+        await at(`/console/runs/${run.id}?tab=log`);
+        await page.browser.until("document.querySelector('.live')?.innerText === 'live' && document.querySelectorAll('[role=log] .entry').length > 2", "the log");
+        try {
+            cable.cut();
+            await page.browser.until("document.querySelector('.live')?.innerText !== 'live'", "the end of the stream");
+            await answer(service, run);
+            await service.ended(run.id);
+        } finally {
+            cable.mend();
+        }
+        await page.browser.until("document.querySelector('[role=log]').innerText.includes('Run completed')", "the last entry of the log");
+        const [shown, there] = await logs(page, service, run.id);
+        assert.deepEqual(shown, there);
+        page.browser.complaints.splice(0);
+    });
+
+    test("what is written between the reading of a log and its stream is not missing", async () => {
+        const { page, service } = context();
+        const run = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
+        await at("/console/system");
+        // The page of the log is there; where the stream begins is asked, and the answer to that is kept back.
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: "*/logs?*page_size=1" }] });
+        const paused = page.browser.next("Fetch.requestPaused");
+        await page.go(`/console/runs/${run.id}?tab=log`);
+        const { requestId } = await paused;
+        await page.browser.until("document.querySelectorAll('[role=log] .entry').length > 2", "the page of the log");
+        await answer(service, run);
+        await service.ended(run.id);
+        await page.browser.call("Fetch.continueRequest", { requestId });
+        await page.browser.call("Fetch.disable");
+        await page.browser.until("document.querySelector('[role=log]').innerText.includes('Run completed')", "the last entry of the log");
+        const [shown, there] = await logs(page, service, run.id);
+        assert.deepEqual(shown, there);
+    });
+
     test("readings that are asked for in a burst are two: the one under way, and one more", async () => {
         const { page } = context();
         await at("/console/system");
@@ -193,17 +272,19 @@ export function liveJourneys(context, at) {
     test("a run that is left open past the end of its session asks to sign in, and goes on", async () => {
         const { page, service } = context();
         const run = await service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
+        const own = await service.call("POST", "/api-keys", { name: "overnight", role: "admin" });
         await page.fresh();
-        await page.signIn(service.key, `/console/runs/${run.id}`);
+        await page.signIn(own.key, `/console/runs/${run.id}`);
         await page.browser.until("document.querySelector('.live')?.innerText === 'live'", "the stream");
-        service.sql("DELETE FROM console_sessions");
+        service.sql(`DELETE FROM console_sessions WHERE api_key_id = '${own.id}'`);
         await page.reads("The session has ended");
         assert.equal(await page.browser.evaluate(streams), 0);
-        await page.fill("API key or token", service.key);
+        await page.fill("API key or token", own.key);
         await page.press("Sign in", "dialog button");
         await page.browser.until("document.querySelector('.live')?.innerText === 'live'", "the stream again");
         await answer(service, run);
         await page.browser.until(ends("completed"), "the end of the run");
+        await page.fresh();
         page.browser.complaints.splice(0);
     });
 }

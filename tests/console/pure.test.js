@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { lanesOf, layout, NODE } from "../../src/console/assets/parts/layout.js";
 import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, toCsv } from "../../src/console/assets/parts/run-list.js";
-import { limitWords, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
+import { illness, limitWords, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
+import { withEntry, withPage } from "../../src/console/assets/parts/log.js";
 import { pages } from "../../src/console/assets/parts/load.js";
 import { fields, gather, show } from "../../src/console/assets/parts/schema.js";
 import { align, differences, member, runWords, same, states, tree, withDelta } from "../../src/console/assets/parts/steps.js";
@@ -219,6 +220,30 @@ test("triggers and limits are told in words, and problems are put at their field
     assert.deepEqual(problemsOf(new Error("other"), "body"), {});
     assert.deepEqual([toField("2026-01-01T10:00:00.5Z"), fromField("2026-01-01T10:00"), fromField("2026-01-01T10:00:30"), toField(""), fromField("")],
         ["2026-01-01T10:00", "2026-01-01T10:00:00Z", "2026-01-01T10:00:30Z", "", ""]);
+});
+
+test("a log has each entry once and no hole, in whatever order pages and entries arrive", () => {
+    const of = (/** @type {number[]} */ ...numbers) => numbers.map((seq) => ({ seq }));
+    const numbers = (/** @type {{ seq: number }[]} */ entries) => entries.map(({ seq }) => seq);
+    // A page that meets what is shown is joined to it; of one that does not, what is older is left to its cursor.
+    for (const [shown, page, expected, meets] of /** @type {[number[], number[], number[], boolean][]} */ ([
+        [[], [1, 2], [1, 2], false], [[3], [1, 2], [1, 2, 3], false], [[1, 2, 3], [2, 3, 4], [1, 2, 3, 4], true],
+        [[1, 2], [5, 6], [5, 6], false], [[1, 2, 7], [5, 6], [5, 6, 7], false], [[4, 5], [], [4, 5], false]])) {
+        const joined = withPage(of(...shown), of(...page));
+        assert.deepEqual([numbers(joined.entries), joined.meets], [expected, meets], `${shown} and ${page}`);
+    }
+    for (const [shown, entry, expected] of /** @type {[number[], number, number[]][]} */ ([
+        [[], 4, [4]], [[4], 5, [4, 5]], [[4, 6], 5, [4, 5, 6]], [[4, 5], 5, [4, 5]], [[4, 5], 3, [4, 5]], [[1, 2, 3, 4], 5, [2, 3, 4, 5]]])) {
+        assert.deepEqual(numbers(withEntry(of(...shown), { seq: entry }, 4)), expected, `${shown} and ${entry}`);
+    }
+});
+
+test("a trigger that is ill says why", () => {
+    const healthy = { status: "healthy", error: null, outcome: "started", detail: null, reason: null, run_status: "COMPLETED" };
+    assert.equal(illness(healthy), "");
+    assert.equal(illness({ ...healthy, status: "failing", run_status: "FAILED" }), "its last run has failed");
+    assert.equal(illness({ ...healthy, status: "failing", run_status: null, outcome: "failed_to_start", reason: "workflow_not_found" }), "failed to start: workflow not found");
+    assert.equal(illness({ ...healthy, status: "failing", outcome: null, error: "no topic" }), "no topic");
 });
 
 test("pages are read one after the other, and no more than are wanted", async () => {

@@ -26,6 +26,15 @@ function psql() {
     return found ?? "psql";
 }
 
+/** Until there is a result. @template T @param {string} what @param {() => Promise<T | undefined | null | false>} look @returns {Promise<T>} */
+async function until(what, look) {
+    for (const begun = performance.now(); performance.now() - begun < 60_000; await new Promise((resolve) => setTimeout(resolve, 50))) {
+        const found = await look();
+        if (found) return found;
+    }
+    throw new Error(`${what} did not come`);
+}
+
 export class Service {
     /** @param {string} program @param {boolean} [isOpen] without authentication @returns {Promise<Service>} */
     static async start(program, isOpen = false) {
@@ -71,6 +80,18 @@ export class Service {
         return run;
     }
 
+    /** Waits for the end of a run: the event stream tells it. One that breaks off is resumed, as browsers do. @param {string} id */
+    async ended(id) {
+        let last = "";
+        for (let turn = 0; turn < 100; turn++) {
+            const response = await fetch(`${this.url}/api/v1/runs/${id}/events${last && `?last_event_id=${last}`}`, { headers: { "x-api-key": this.key } });
+            const text = await response.text();
+            if (text.includes("event: end")) return;
+            last = [...text.matchAll(/^id: (\d+)$/gm)].at(-1)?.[1] ?? last;
+        }
+        throw new Error(`the stream of ${id} does not end`);
+    }
+
     /** @param {string} query */
     sql(query) {
         return execFileSync(psql(), [this.database, "-v", "ON_ERROR_STOP=1", "-qAtc", query], { encoding: "utf8", env: { ...process.env, PGPASSWORD: this.password } }).trim();
@@ -84,11 +105,20 @@ export class Service {
     }
 }
 
-const step = (id, agent, input, next) => ({ id, agent_name: agent, input_mapping: input, ...(next ? { next_step: next } : {}) });
+export const step = (id, agent, input, next) => ({ id, agent_name: agent, input_mapping: input, ...(next ? { next_step: next } : {}) });
 
 /** Definitions, runs in all states, a dead letter, another organisation. @param {Service} service */
 export async function fill(service) {
     const put = (name, body) => service.call("PUT", `/workflow-names/${name}`, body);
+    const many = Object.fromEntries(Array.from({ length: 2000 }, (_, index) => [`s${index}`, { id: `s${index}`, type: "wait", wait_config: { duration_seconds: 0 },
+        ...(index < 1999 ? { next_step: `s${index + 1}` } : {}) }]));
+    const long = await put("long", { start_step: "s0", steps: many });
+    // Before anybody wants their events.
+    service.sql(`INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, workflow_definition_id, status, input_data, triggered_by, created_at, updated_at, completed_at, organization_id)
+        SELECT 'run-many-' || n, '${long.id}', 'many', '${long.id}', 'COMPLETED', '{}', 'sql', now() AT TIME ZONE 'UTC' - n * interval '1 second', now() AT TIME ZONE 'UTC', now() AT TIME ZONE 'UTC', 'default'
+            FROM generate_series(1, 10000) n`);
+    // It goes on while the others are made; who needs its end waits for it.
+    const longRun = await service.call("POST", "/workflow-names/long/execute", { input_data: {} });
     const hooks = {
         good: await service.call("POST", "/webhooks", { name: `receiver ${ATTACK}`, url: `${service.demo}/hooks`, event_types: ["run.*"], headers: { "x-team": "console" } }),
         bad: await service.call("POST", "/webhooks", { name: "refused", url: `${service.demo}/there-is-none`, event_types: ["run.failed"], filter: `\${event.data.status} != '<b>'` }),
@@ -114,8 +144,6 @@ export async function fill(service) {
         never: step("never", "demo-upper", { text: "x" }) } });
     const failing = await put("failing", { start_step: "mail", steps: { mail: step("mail", "broken", { text: ATTACK }) } });
     await put("order", { description: ATTACK, input_schema: schema, start_step: "stock", steps: { stock: step("stock", "demo-upper", { text: "${workflow.input.order}" }) } });
-    const many = Object.fromEntries(Array.from({ length: 2000 }, (_, index) => [`s${index}`, { id: `s${index}`, type: "wait", wait_config: { duration_seconds: 0 },
-        ...(index < 1999 ? { next_step: `s${index + 1}` } : {}) }]));
     // As above, with a form; the run has a member that the form does not have.
     await put("partial", { input_schema: { type: "object", properties: { order: { type: "string" }, address: { type: "string" } } }, start_step: "read",
         steps: { read: step("read", "demo-upper", { text: "x" }, "mail"), mail: step("mail", "demo-upper", { text: "${workflow.input.address}" }) } });
@@ -123,17 +151,14 @@ export async function fill(service) {
     await put("asked", { start_step: "ask", steps: { ask: { id: "ask", type: "callback" } } });
     await service.call("POST", "/agents", { name: "speaker", url: `${service.demo}/upper?task_ms=1500` });
     await put("spoken", { start_step: "say", steps: { say: step("say", "speaker", { text: "${workflow.input.text}" }) } });
+    await service.call("POST", "/agents", { name: "short speaker", url: `${service.demo}/upper?task_ms=300` });
+    await put("brief", { start_step: "say", steps: { say: step("say", "short speaker", { text: "${workflow.input.text}" }) } });
     const inbox = [];
     for (const name of ["inbox", "inbox", "asked"]) inbox.push(await service.call("POST", `/workflow-names/${name}/execute`, { input_data: {} }));
-    const long = await put("long", { start_step: "s0", steps: many });
-    const runs = {
-        order: await service.run("order", { order: "A-1", amount: 12.5, channel: "web" }),
-        other: await service.run("order", { order: "B-2" }),
-        repairable: await service.run("repairable", {}),
-        partial: await service.run("partial", { order: "A-1", outside: { kept: true } }),
-        hostile: await service.run("hostile", { text: ATTACK, [ATTACK.slice(0, 40)]: [ATTACK] }),
-        failing: await service.run("failing", {}),
-        long: await service.run("long", {}),
+    const [first, other, repaired, partial, attacked, failed] = await Promise.all([
+        service.run("order", { order: "A-1", amount: 12.5, channel: "web" }), service.run("order", { order: "B-2" }), service.run("repairable", {}),
+        service.run("partial", { order: "A-1", outside: { kept: true } }), service.run("hostile", { text: ATTACK, [ATTACK.slice(0, 40)]: [ATTACK] }), service.run("failing", {})]);
+    const runs = { order: first, other, repairable: repaired, partial, hostile: attacked, failing: failed, long: longRun,
         approval: await service.call("POST", "/workflow-names/approval/execute", { input_data: { what: ATTACK } }),
         rejected: await service.call("POST", "/workflow-names/approval/execute", { input_data: {} }),
     };
@@ -152,7 +177,7 @@ export async function fill(service) {
             config: { preset: "github", secrets: ["a secret of the test"], filter: "${trigger.body.order} != '<b>'" } }),
     };
     await fetch(`${service.url}/api/v1/hooks/default/incoming`, { method: "POST", headers: { "content-type": "application/json", "x-hub-signature-256": `sha256=${"0".repeat(64)}`, "x-github-delivery": "1" }, body: "{}" });
-    const [delivery] = (await service.call("GET", `/webhooks/${hooks.bad.id}/deliveries`)).items;
+    const delivery = await until("a delivery", async () => (await service.call("GET", `/webhooks/${hooks.bad.id}/deliveries`)).items[0]);
     service.sql(`INSERT INTO dead_letters (id, topic, partition, record_offset, key, value, headers, digest, bytes, reason, detail, copy_at)
         VALUES (gen_random_uuid(), 'workflow.execution.requests', 0, 100000, 'k', convert_to($$${JSON.stringify({ broken: ATTACK })}$$, 'UTF8'),
             jsonb_build_array(jsonb_build_array('${"<b>h</b>"}', 'aGk=')), sha256('1'), 300, 'invalid_content', $$${ATTACK}$$, NULL)`);

@@ -6,7 +6,7 @@ import { match } from "./parts/text.js";
 import { BASE, guard, place, startRouter } from "./parts/router.js";
 import { can, needs, readSession, session, signOut, trouble } from "./parts/session.js";
 import { nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
-import { Action, arrival, Dialog, Loading, Problem, said } from "./parts/ui.js";
+import { Action, arrival, Dialog, Loading, Logo, Problem, said } from "./parts/ui.js";
 import { SignIn } from "./views/sign-in.js";
 import { Home } from "./views/home.js";
 
@@ -14,7 +14,7 @@ import { Home } from "./views/home.js";
 function later(load, name) {
     /** @type {any} */
     let view = null;
-    return (/** @type {any} */ props) => {
+    const Later = (/** @type {any} */ props) => {
         const [failed, setFailed] = useState(false);
         const [, setLoaded] = useState(false);
         useEffect(() => {
@@ -32,6 +32,7 @@ function later(load, name) {
         return html`<${Problem} error=${new Error("This screen could not be loaded. If the service was updated meanwhile, load the page again.")}
             retry=${() => location.reload()} />`;
     };
+    return Object.assign(Later, { load });
 }
 
 /** @type {{ path: string, view: any, title: string, permission?: string }[]} */
@@ -100,12 +101,12 @@ function find(path) {
 
 function Navigation() {
     const { path } = use(place);
-    use(session);
+    const who = use(session);
     const current = `/${path.split("/")[1]}`;
     return html`<nav id="navigation" aria-label="Console">${NAVIGATION.map(([title, paths]) => {
         const shown = SCREENS.filter((screen) => paths?.includes(screen.path));
         return html`<div class="group" key=${title}>${title && html`<h2>${title}</h2>`}<ul>${shown.map((screen) => {
-            const allowed = !screen.permission || can(screen.permission);
+            const allowed = !who || !screen.permission || can(screen.permission);
             return html`<li key=${screen.path}>${allowed
                 ? html`<a href=${BASE + (screen.path === "/" ? "" : screen.path)}
                     aria-current=${current === screen.path ? "page" : undefined}>
@@ -126,16 +127,15 @@ function Top() {
     return html`<header class="top">
         <button type="button" class="quiet burger" aria-expanded=${open} aria-controls="navigation"
             onClick=${() => setOpen(!open)}>Menu</button>
-        <a class="brand" href=${BASE}><svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7"
-            /><path d="M9 9h6v6H9zM17 17h6v6h-6zM15 12h5v5M12 15v5h5" /></svg>workflow-api</a>
+        <a class="brand" href=${BASE}><${Logo} />workflow-api</a>
         <span class="grow"></span>
         <button type="button" class="quiet" aria-label=${`Times in ${zone ? "UTC" : "local time"}; change`}
             onClick=${toggleZone}>${zone ? "UTC" : "Local"}</button>
         <button type="button" class="quiet wide-only" onClick=${nextTheme} aria-label=${`Theme ${use(theme)}; change`}>
             Theme: ${use(theme)}</button>
         <button type="button" class="quiet" aria-label="Keyboard help" onClick=${() => void (helpOpen.value = true)}>?</button>
-        <span class="who" title=${`organisation ${who?.organization_id}`}>${who?.subject}${who?.role
-            && html`<span class="faint"> · ${who.role}</span>`}<span class="faint"> · ${who?.organization_id}</span></span>
+        ${who && html`<span class="who" title=${`organisation ${who.organization_id}`}>${who.subject}${who.role
+            && html`<span class="faint"> · ${who.role}</span>`}<span class="faint"> · ${who.organization_id}</span></span>`}
         ${who?.authentication && html`<${Action} kind="quiet" onClick=${() => (guard.ask && !guard.ask() ? undefined : signOut())}>Sign out</${Action}>`}
     </header>`;
 }
@@ -178,25 +178,26 @@ function App() {
     const who = use(session);
     const problem = use(trouble);
     const isOver = use(ended);
-    if (who === undefined) {
-        return problem ? html`<main class="alone"><${Problem} error=${new Error(problem)} retry=${readSession} /></main>` : null;
-    }
+    if (who === undefined && problem) return html`<main class="alone"><${Problem} error=${new Error(problem)} retry=${readSession} /></main>`;
     if (who === null) return html`<main class="alone"><${SignIn} /></main>`;
-    // What was typed stays while the session is made anew; another person begins anew.
-    return html`<${Shell} key=${`${who.subject} ${who.organization_id}`} who=${who} />
+    return html`<${Shell} who=${who} />
         ${isOver && html`<${Dialog} title="The session has ended" onClose=${() => void (ended.value = false)}><${SignIn} again /></${Dialog}>`}`;
 }
 
-/** @param {{ who: import("./parts/session.js").Session }} props */
+/** @param {import("./parts/session.js").Session | null | undefined} who */
+const personOf = (who) => (who ? `${who.subject} ${who.organization_id}` : "");
+
+/** Drawn before it is known who is signed in. @param {{ who: import("./parts/session.js").Session | undefined }} props */
 function Shell({ who }) {
-    // Nothing of one person is left to the next one.
-    useEffect(() => () => void (calls.value = []), []);
+    // What was typed stays while the session is made anew; another person begins anew.
+    const person = personOf(who);
     return html`<a class="skip" href="#main">Skip to the content</a><${Top} /><${Navigation} />
-        <main id="main" tabindex="-1">
-        ${!who.authentication && html`<p class="banner"><strong>Authentication is off.</strong> Everybody who reaches this address
-            may do everything.</p>`}<${Screen} /></main><${Said} /><${Help} />`;
+        <main id="main" tabindex="-1" key=${person}>
+        ${who?.authentication === false && html`<p class="banner"><strong>Authentication is off.</strong> Everybody who reaches this address
+            may do everything.</p>`}${who ? html`<${Screen} />` : html`<${Loading} />`}</main><${Said} key=${`said ${person}`} /><${Help} />`;
 }
 
+readSession();
 startSettings();
 startRouter();
 startKeyboard();
@@ -209,6 +210,15 @@ effect(() => {
     calls.value = [];
     arrival.due = true;
 });
+// Nothing of one person is left to the next one.
+let last = "";
+effect(() => {
+    const person = personOf(session.value);
+    if (!person || person === last) return;
+    last = person;
+    calls.value = [];
+});
+// The screen is loaded while it is asked who is signed in.
+find(before)?.screen.view.load?.().catch(() => {});
 const root = document.getElementById("app");
 if (root) render(html`<${App} />`, root);
-readSession();

@@ -61,6 +61,9 @@ export function address(path, options = {}) {
     return (path.startsWith("/health") ? root : prefix) + filled + (text ? `?${text}` : "");
 }
 
+/** Only if it is still this version. @param {string | null} tag @returns {Record<string, string>} */
+export const ifMatch = (tag) => (tag ? { "if-match": tag } : {});
+
 /** Puts a call on the list. @param {Call} call */
 export function list(call) {
     const others = calls.peek().filter((one) => one.url !== call.url || one.method !== call.method);

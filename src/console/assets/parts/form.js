@@ -2,7 +2,7 @@
 import { html, useState } from "./runtime.js";
 import { InputForm, useInput } from "./input.js";
 import { problemsOf } from "./hooks.js";
-import { valueOf } from "./list.js";
+import { typed } from "./list.js";
 import { Action, Code, Dialog, Problem } from "./ui.js";
 
 /**
@@ -45,18 +45,18 @@ export function Finish({ work, children, permission, kind, onClose, blame, stay,
 
 /** A line of text with its label. @param {{ id: string, label: any, value: string, change: (value: string) => void } & Record<string, unknown>} props */
 export function Line({ id, label, value, change, ...rest }) {
-    return html`<label for=${id}>${label}</label><input id=${id} value=${value} ...${rest} onInput=${(/** @type {any} */ event) => change(valueOf(event))} />`;
+    return html`<label for=${id}>${label}</label><input id=${id} value=${value} ...${rest} onInput=${typed(change)} />`;
 }
 
 /** A text of several lines, mostly JSON. @param {{ id: string, label: any, value: string, change: (value: string) => void, rows: number }} props */
 export function Text({ id, label, value, change, rows }) {
     return html`<label for=${id}>${label}</label><textarea id=${id} class="mono" rows=${rows} spellcheck=${false} value=${value}
-        onInput=${(/** @type {any} */ event) => change(valueOf(event))}></textarea>`;
+        onInput=${typed(change)}></textarea>`;
 }
 
 /** @param {{ id: string, label: any, value: string, options: [string, any][], change: (value: string) => void }} props */
 export function Choice({ id, label, value, options, change }) {
-    return html`<label for=${id}>${label}</label><select id=${id} value=${value} onChange=${(/** @type {any} */ event) => change(valueOf(event))}>
+    return html`<label for=${id}>${label}</label><select id=${id} value=${value} onChange=${typed(change)}>
         ${options.map(([name, title]) => html`<option key=${name} value=${name} selected=${name === value}>${title}</option>`)}</select>`;
 }
 

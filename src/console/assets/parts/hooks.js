@@ -100,6 +100,12 @@ export const LOOKS = {
     stopped: "CANCELLED",
 };
 
+/** Why a trigger is ill, in words. @param {any} health @returns {string} */
+export function illness({ status, error, outcome, detail, reason, run_status: run }) {
+    if (status !== "failing") return "";
+    return error ?? (run === "FAILED" ? "its last run has failed" : `${named(outcome)}${detail || reason ? `: ${detail ?? named(reason)}` : ""}`);
+}
+
 /** When a trigger fires, in one line. @param {any} trigger @returns {string} */
 export function when({ kind, config }) {
     switch (kind) {

@@ -2,7 +2,7 @@
 import { html, useState } from "./runtime.js";
 import { fields, gather, show } from "./schema.js";
 import { fault, pretty } from "./text.js";
-import { valueOf } from "./list.js";
+import { typed, valueOf } from "./list.js";
 
 /** The state of a form: what was typed, and the input that it means. @param {any} schema @param {any} initial */
 export function useInput(schema, initial) {
@@ -56,7 +56,7 @@ export function InputForm({ state, problems, id, label }) {
         ${form && html`<button type="button" class="quiet swap" onClick=${swap}>${isJson ? "As a form" : "As JSON"}</button>`}
         ${isJson ? html`<label for=${`${id}-json`}>${label ?? "Input"} (JSON)</label>
             <textarea id=${`${id}-json`} class="mono" rows="9" spellcheck=${false} value=${json} aria-invalid=${Boolean(problems[""])}
-                onInput=${(/** @type {any} */ event) => setJson(valueOf(event))}></textarea>`
+                onInput=${typed(setJson)}></textarea>`
         : html`${usual.map(member)}${rare.length > 0 && html`<details open=${rare.some((field) => problems[field.name])}><summary>More</summary>${rare.map(member)}</details>`}`}
         ${problems[""] && html`<p class="bad" role="alert">${problems[""]}</p>`}</div>`;
 }

@@ -2,7 +2,7 @@
 import { html, use } from "./runtime.js";
 import { useGet } from "./load.js";
 import { place, setQuery } from "./router.js";
-import { fromField, toField } from "./time.js";
+import { figure, fromField, toField } from "./time.js";
 import { Loading, Problem } from "./ui.js";
 
 /** The page of a list that the address names. @param {string} path @param {import("./api.js").Options} [options] */
@@ -16,7 +16,7 @@ export function usePage(path, options = {}) {
 export function Pager({ page, what }) {
     if (!page) return null;
     const { query } = place.peek();
-    const total = `${page.total_is_exact ? "" : "more than "}${Number(page.total).toLocaleString("en")} ${what}`;
+    const total = `${page.total_is_exact ? "" : "more than "}${figure(page.total)} ${what}`;
     const turn = (/** @type {string | null} */ cursor) => setQuery({ cursor });
     return html`<div class="pager"><span class="faint">${total}</span><span class="grow"></span>
         ${query.get("cursor") && html`<button type="button" onClick=${() => turn(null)}>First</button>`}
@@ -46,16 +46,32 @@ export function Table({ label, columns, children }) {
 /** @param {any} event @returns {string} */
 export const valueOf = (event) => event.target.value;
 
+/** A listener that takes what is typed. @param {(value: string) => void} change */
+export const typed = (change) => (/** @type {any} */ event) => change(valueOf(event));
+
 /** @param {{ name: string, label: string, value: string, change: (value: string) => void, options?: [string, string][],
  *   search?: boolean, type?: string, placeholder?: string }} props */
 export function Filter({ name, label, value, change, options, search, type, placeholder }) {
     const id = `filter-${name}`;
     return html`<div class="filter"><label for=${id}>${label}</label>${options
-        ? html`<select id=${id} value=${value} onChange=${(/** @type {any} */ event) => change(valueOf(event))}>
+        ? html`<select id=${id} value=${value} onChange=${typed(change)}>
             ${options.map(([key, title]) => html`<option key=${key} value=${key} selected=${key === value}>${title}</option>`)}</select>`
         : html`<input id=${id} type=${type ?? "search"} value=${value} placeholder=${placeholder ?? ""} data-search=${search ? "" : undefined}
             onChange=${(/** @type {any} */ event) => change(valueOf(event).trim())} />`}</div>`;
 }
+
+/** Filters of a list whose names are those in the address. @param {string[]} names */
+export function useFilters(names) {
+    const { query } = use(place);
+    const asked = Object.fromEntries(names.map((name) => [name, query.get(name) ?? ""]));
+    const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
+    /** @param {string} name @param {string} label @param {[string, string][]} [options] @param {boolean} [search] */
+    const filter = (name, label, options, search) => html`<${Filter} name=${name} label=${label} value=${asked[name]} change=${change(name)} options=${options} search=${search} />`;
+    return { asked, change, filter, isFiltered: Object.values(asked).some(Boolean) };
+}
+
+/** Choices of a filter. @param {string[]} names @returns {[string, string][]} */
+export const choices = (names) => [["", "all"], ...names.map((name) => /** @type {[string, string]} */ ([name, name.replaceAll("_", " ")]))];
 
 /** Filters of a time. @param {{ after: string | undefined, before: string | undefined, change: (name: string) => (value: string) => void }} props */
 export function Between({ after, before, change }) {

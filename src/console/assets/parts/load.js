@@ -97,6 +97,18 @@ export async function pages(read, most, progress) {
     return { items, isCut: cursor !== null };
 }
 
+/** Does `work` when nothing of its inputs has changed for a while. @param {number} ms @param {unknown[]} inputs @param {(signal: AbortSignal) => unknown} work */
+export function useSettled(ms, inputs, work) {
+    useEffect(() => {
+        const abort = new AbortController();
+        const timer = setTimeout(() => work(abort.signal), ms);
+        return () => {
+            clearTimeout(timer);
+            abort.abort();
+        };
+    }, inputs);
+}
+
 /** Does `work` again and again while `isOn`, the page is visible, and somebody is signed in.
  * @param {boolean} isOn @param {number} ms @param {() => void} work */
 export function useEvery(isOn, ms, work) {

@@ -53,6 +53,9 @@ export function span(from, until, now) {
     return from ? (until ? Date.parse(until) : now) - Date.parse(from) : NaN;
 }
 
+/** A number with its thousands. @param {number} count */
+export const figure = (count) => Math.round(count).toLocaleString("en");
+
 /** @param {number} bytes */
 export function bytes(bytes) {
     const units = ["B", "KiB", "MiB", "GiB", "TiB"];

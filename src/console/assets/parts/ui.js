@@ -71,6 +71,10 @@ export function Problem({ error, retry }) {
         ${retry && html`<button type="button" onClick=${retry}>Try again</button>`}</div>`;
 }
 
+export function Logo() {
+    return html`<svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7" /><path d="M9 9h6v6H9zM17 17h6v6h-6zM15 12h5v5M12 15v5h5" /></svg>`;
+}
+
 /** @param {{ what?: string }} props */
 export function Loading({ what }) {
     return html`<p class="loading" role="status">Loading${what ? ` ${what}` : ""}…</p>`;
@@ -139,10 +143,19 @@ export function Action({ permission, onClick, children, kind, disabled, title })
 /** @param {{ title: string, onClose: () => void, children?: any, wide?: boolean }} props */
 export function Dialog({ title, onClose, children, wide }) {
     const box = useRef(/** @type {HTMLDialogElement | null} */ (null));
-    const before = useRef(/** @type {Element | null} */ (null));
+    const before = useRef(document.activeElement);
+    const inside = useRef(/** @type {Element | null} */ (null));
+    // What is moved in the document, because something before it has come or gone, is not modal any more.
     useLayoutEffect(() => {
-        before.current = document.activeElement;
-        box.current?.showModal();
+        const dialog = box.current;
+        if (!dialog || dialog.matches(":modal")) return;
+        const last = inside.current;
+        dialog.close();
+        dialog.showModal();
+        if (last instanceof HTMLElement) last.focus();
+    });
+    useLayoutEffect(() => {
+        box.current?.addEventListener("focusin", ({ target }) => void (inside.current = /** @type {Element} */ (target)));
         const first = box.current?.querySelector(".body :is(input, select, textarea, button):not(:disabled)");
         if (first instanceof HTMLElement) first.focus();
         return () => {

@@ -1,5 +1,5 @@
 import { html, use, useState } from "../parts/runtime.js";
-import { api, call } from "../parts/api.js";
+import { api, call, ifMatch } from "../parts/api.js";
 import { Choice, Finish, Line, Sure, Text } from "../parts/form.js";
 import { Filter, PagedTable, Table, usePage } from "../parts/list.js";
 import { each, useGet, useLoad } from "../parts/load.js";
@@ -71,7 +71,7 @@ export function Agent({ agent_id: id }) {
     const test = async () => setHealth(await api("GET", "/agents/{agent_id}/health", { path }));
     const done = () => (setOpen(""), loaded.reload());
     const remove = async () => {
-        await api("DELETE", "/agents/{agent_id}", { path, headers: tag ? { "if-match": tag } : {} });
+        await api("DELETE", "/agents/{agent_id}", { path, headers: ifMatch(tag) });
         say(`${agent.name} is deleted`);
         go(to("agents"));
     };
@@ -113,7 +113,7 @@ function Edit({ agent, tag, onClose, done }) {
         // What is not there any more is removed, since a change keeps what is absent.
         if (agent) for (const one of Object.keys(first.members)) if (!(one in body)) body[one] = null;
         const saved = agent
-            ? await api("PUT", "/agents/{agent_id}", { path: { agent_id: agent.id }, body, headers: first.tag ? { "if-match": first.tag } : {} })
+            ? await api("PUT", "/agents/{agent_id}", { path: { agent_id: agent.id }, body, headers: ifMatch(first.tag) })
             : await api("POST", "/agents", { body: { ...body, name } });
         say(`${saved.name} is stored`);
         done(saved);

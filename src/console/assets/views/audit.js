@@ -1,7 +1,6 @@
-import { html, use, useState } from "../parts/runtime.js";
+import { html, useState } from "../parts/runtime.js";
 import { address, api } from "../parts/api.js";
-import { Between, Filter, PagedTable, usePage } from "../parts/list.js";
-import { place, setQuery } from "../parts/router.js";
+import { Between, choices, PagedTable, useFilters, usePage } from "../parts/list.js";
 import { Action, Dialog, Facts, Head, Json, say, Time } from "../parts/ui.js";
 import { Difference } from "./compare.js";
 
@@ -10,12 +9,10 @@ const TYPES = ["agent", "workflow", "run", "trigger", "api_key", "organization",
 const OUTCOMES = ["success", "denied"];
 
 export function Audit() {
-    const { query } = use(place);
-    const asked = Object.fromEntries(NAMES.map((name) => [name, query.get(name) ?? ""]));
+    const { asked, change, filter } = useFilters(NAMES);
     const loaded = usePage("/audit-logs", { query: { ...asked, page_size: 50 } });
     const [entry, setEntry] = useState(/** @type {any} */ (null));
     const [verified, setVerified] = useState(/** @type {any} */ (null));
-    const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
     const verify = async () => {
         /** @type {any} */
         let result = null;
@@ -35,13 +32,8 @@ export function Audit() {
             ${` ${verified.entries} entries in ${verified.seals} seals checked, ${verified.unsealed} not sealed yet.`}
             ${verified.head && html`<div class="faint">Head <span class="mono break">${verified.head}</span></div>`}
             ${verified.problems.map((/** @type {any} */ problem, /** @type {number} */ index) => html`<div key=${index} class="bad">${problem.kind.replaceAll("_", " ")} ${problem.entry_id ?? ""} ${problem.seal !== null ? `seal ${problem.seal}` : ""}</div>`)}</div>`}</div>
-        <div class="filters" role="search"><${Filter} name="user_id" label="Who" search value=${asked["user_id"]} change=${change("user_id")} />
-            <${Filter} name="action" label="Action" value=${asked["action"]} change=${change("action")} />
-            <${Filter} name="entity_type" label="What" value=${asked["entity_type"]} change=${change("entity_type")} options=${[["", "all"], ...TYPES.map((name) => [name, name.replaceAll("_", " ")])]} />
-            <${Filter} name="entity_id" label="Its id" value=${asked["entity_id"]} change=${change("entity_id")} />
-            <${Filter} name="outcome" label="Outcome" value=${asked["outcome"]} change=${change("outcome")} options=${[["", "all"], ...OUTCOMES.map((name) => [name, name])]} />
-            <${Filter} name="correlation_id" label="Request" value=${asked["correlation_id"]} change=${change("correlation_id")} />
-            <${Between} after=${asked["created_after"]} before=${asked["created_before"]} change=${change} /></div>
+        <div class="filters" role="search">${filter("user_id", "Who", undefined, true)}${filter("action", "Action")}${filter("entity_type", "What", choices(TYPES))}${filter("entity_id", "Its id")}
+            ${filter("outcome", "Outcome", choices(OUTCOMES))}${filter("correlation_id", "Request")}<${Between} after=${asked["created_after"]} before=${asked["created_before"]} change=${change} /></div>
         <${PagedTable} loaded=${loaded} label="Audit trail" what="entries" columns=${["Time", "Who", "Action", "What", "Name", "Outcome", "From"]}
             row=${(/** @type {any} */ one) => html`<tr data-row key=${one.id}><td><button type="button" class="link" onClick=${() => setEntry(one)}><${Time} at=${one.created_at} absolute /></button></td>
                 <td>${one.user_id ?? ""}</td><td>${one.action}</td><td>${one.entity_type.replaceAll("_", " ")}</td><td><span class="clip">${one.entity_name ?? one.entity_id}</span></td>

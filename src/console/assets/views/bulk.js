@@ -4,6 +4,7 @@ import { api } from "../parts/api.js";
 import { Choice, Line } from "../parts/form.js";
 import { each } from "../parts/load.js";
 import { allows } from "../parts/run-list.js";
+import { figure } from "../parts/time.js";
 import { Action, Dialog, Problem, say, words } from "../parts/ui.js";
 
 /** @type {Record<string, string>} */
@@ -96,14 +97,14 @@ export function AllOfFilter({ filters, onClose }) {
         } while (cursor && !stop.current);
         say(`${done} runs ${DONE[action]}`, not > 0);
     });
-    const total = counted && `${counted.total_is_exact ? "" : "more than "}${counted.total.toLocaleString("en")}`;
+    const total = counted && `${counted.total_is_exact ? "" : "more than "}${figure(counted.total)}`;
     const shown = Object.entries(query).map(([name, value]) => `${name} ${value}`).join(", ");
     return html`<${Dialog} title="Act on all runs of the filters" wide onClose=${onClose}>
         <p>${shown ? html`Runs with <span class="mono break">${shown}</span>` : html`<strong>There is no filter: all runs of the organisation.</strong>`}</p>
-        ${progress ? html`<div role="status"><p><strong>${progress.done.toLocaleString("en")} of ${total} runs ${DONE[action]}</strong>
+        ${progress ? html`<div role="status"><p><strong>${figure(progress.done)} of ${total} runs ${DONE[action]}</strong>
                 <span class="faint"> ${{ running: "going on…", stopped: "stopped; the others are as they were", ended: "done" }[progress.state]}</span></p>
                 <progress max=${Math.max(1, counted.total)} value=${Math.min(progress.done + progress.not, counted.total)} aria-label="Progress"></progress></div>
-            ${progress.not > 0 && html`<h3>Not possible with ${progress.not.toLocaleString("en")}</h3><ul class="plain">${progress.refused.map((one) => html`<li key=${one.run_id}>
+            ${progress.not > 0 && html`<h3>Not possible with ${figure(progress.not)}</h3><ul class="plain">${progress.refused.map((one) => html`<li key=${one.run_id}>
                 <span class="mono">${one.run_id}</span>: ${one.detail}</li>`)}</ul>`}
             <${Problem} error=${error} /><div class="buttons">${progress.state === "running" ? html`<button type="button" class="danger" onClick=${() => void (stop.current = true)}>Stop</button>`
                 : html`<button type="button" class="primary" onClick=${onClose}>Close</button>`}</div>`

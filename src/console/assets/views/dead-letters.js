@@ -1,9 +1,9 @@
-import { html, use, useState } from "../parts/runtime.js";
+import { html, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
 import { Finish, Sure, Text } from "../parts/form.js";
-import { Filter, PagedTable, usePage } from "../parts/list.js";
+import { choices, PagedTable, useFilters, usePage } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
-import { place, setQuery, to } from "../parts/router.js";
+import { to } from "../parts/router.js";
 import { fault, parsed, pretty } from "../parts/text.js";
 import { bytes } from "../parts/time.js";
 import { Action, Dialog, Empty, Facts, Head, Json, Pending, say, Status, Time } from "../parts/ui.js";
@@ -13,18 +13,12 @@ const REASONS = ["empty", "invalid_json", "invalid_message", "unknown_kind", "in
 const STATUSES = ["open", "redriving", "redriven", "discarded"];
 
 export function DeadLetters() {
-    const { query } = use(place);
-    const asked = Object.fromEntries(["status", "reason", "topic", "run_id"].map((name) => [name, query.get(name) ?? ""]));
+    const { asked, filter, isFiltered } = useFilters(["status", "reason", "topic", "run_id"]);
     const loaded = usePage("/dead-letters", { query: { ...asked, page_size: 50 } });
-    const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
-    const options = (/** @type {string[]} */ names) => [["", "all"], ...names.map((name) => [name, name.replaceAll("_", " ")])];
-    return html`<${Head} title="Dead letters" /><div class="filters" role="search">
-        <${Filter} name="run_id" label="Run" search value=${asked["run_id"]} change=${change("run_id")} />
-        <${Filter} name="status" label="Status" value=${asked["status"]} change=${change("status")} options=${options(STATUSES)} />
-        <${Filter} name="reason" label="Reason" value=${asked["reason"]} change=${change("reason")} options=${options(REASONS)} />
-        <${Filter} name="topic" label="Topic" value=${asked["topic"]} change=${change("topic")} /></div>
+    return html`<${Head} title="Dead letters" /><div class="filters" role="search">${filter("run_id", "Run", undefined, true)}
+        ${filter("status", "Status", choices(STATUSES))}${filter("reason", "Reason", choices(REASONS))}${filter("topic", "Topic")}</div>
         <${PagedTable} loaded=${loaded} label="Dead letters" what="dead letters" columns=${["Record", "Status", "Reason", "Run", "Size", "Arrived", "Detail"]}
-            empty=${html`<${Empty}>No dead letters: executors could use all records${Object.values(asked).some(Boolean) ? " that match these filters" : ""}.</${Empty}>`}
+            empty=${html`<${Empty}>No dead letters: executors could use all records${isFiltered ? " that match these filters" : ""}.</${Empty}>`}
             row=${(/** @type {any} */ letter) => html`<tr data-row key=${letter.id}><td><a class="mono" href=${to("dead-letters", letter.id)}>${letter.topic} ${letter.partition}:${letter.offset}</a></td>
                 <td><${Status} status=${letter.status.toUpperCase()} /></td><td>${letter.reason.replaceAll("_", " ")}</td>
                 <td>${letter.run_id && html`<a class="mono" href=${to("runs", letter.run_id)}>${letter.run_id}</a>`}</td><td class="number">${bytes(letter.bytes)}</td>

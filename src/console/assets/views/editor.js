@@ -1,9 +1,9 @@
 import { html, use, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
-import { api, call } from "../parts/api.js";
+import { api, call, ifMatch } from "../parts/api.js";
 import { Graph } from "../parts/graph.js";
 import { Finish, Text } from "../parts/form.js";
-import { Table, valueOf } from "../parts/list.js";
-import { useLoad } from "../parts/load.js";
+import { Table, typed } from "../parts/list.js";
+import { useLoad, useSettled } from "../parts/load.js";
 import { go, guard, to } from "../parts/router.js";
 import { can, needs, session } from "../parts/session.js";
 import { fault, locate, parsed, pretty } from "../parts/text.js";
@@ -53,7 +53,7 @@ function Edit({ id, first, tag, name }) {
             if (id && given !== undefined && given !== name) throw new Error(`A workflow keeps its name, which is ${name}. With another name it is a new workflow.`);
             const item = id
                 ? await api("PUT", "/workflows/{workflow_id}", { path: { workflow_id: id }, body: { ...NOTHING, ...rest },
-                    headers: tag ? { "if-match": tag } : {} })
+                    headers: ifMatch(tag) })
                 : await api("POST", "/workflows", { body: definition });
             setStored(text);
             guard.ask = null;
@@ -111,30 +111,23 @@ function useGuard(isChanged) {
 function useChecked(text) {
     const [checked, setChecked] = useState(/** @type {{ findings: Finding[], summary: any, state: string }} */ (
         { findings: [], summary: null, state: "checking" }));
+    const broken = useMemo(() => fault(text), [text]);
     useEffect(() => {
-        const broken = fault(text);
-        if (broken) {
-            setChecked({ findings: [{ ...broken, kind: "error", field: "" }], summary: null, state: "broken" });
-            return undefined;
-        }
-        const abort = new AbortController();
-        const timer = setTimeout(async () => {
-            try {
-                const answer = await api("POST", "/workflows/validate", { body: JSON.parse(text), signal: abort.signal });
-                setChecked({ findings: [...answer.errors.map(find(text, "error")), ...answer.warnings.map(find(text, "warning"))],
-                    summary: answer.summary, state: answer.valid ? "valid" : "invalid" });
-            } catch (error) {
-                if (abort.signal.aborted) return;
-                const errors = /** @type {any} */ (error).errors ?? [];
-                setChecked({ findings: errors.length ? errors.map(find(text, "error"))
-                    : [{ line: 1, message: words(error), kind: "error", field: "" }], summary: null, state: "invalid" });
-            }
-        }, PAUSE_MS);
-        return () => {
-            clearTimeout(timer);
-            abort.abort();
-        };
+        if (broken) setChecked({ findings: [{ ...broken, kind: "error", field: "" }], summary: null, state: "broken" });
     }, [text]);
+    useSettled(PAUSE_MS, [text], async (signal) => {
+        if (broken) return;
+        try {
+            const answer = await api("POST", "/workflows/validate", { body: JSON.parse(text), signal });
+            setChecked({ findings: [...answer.errors.map(find(text, "error")), ...answer.warnings.map(find(text, "warning"))],
+                summary: answer.summary, state: answer.valid ? "valid" : "invalid" });
+        } catch (error) {
+            if (signal.aborted) return;
+            const errors = /** @type {any} */ (error).errors ?? [];
+            setChecked({ findings: errors.length ? errors.map(find(text, "error"))
+                : [{ line: 1, message: words(error), kind: "error", field: "" }], summary: null, state: "invalid" });
+        }
+    });
     return checked;
 }
 
@@ -167,7 +160,7 @@ function Lines({ text, change, findings }) {
     return html`<div class="lines"><div class="gutter mono" aria-hidden="true" ref=${gutter}>${Array.from({ length: count }, (_, index) => html`
             <div key=${index} class=${bad.get(index + 1) ?? ""}>${index + 1}</div>`)}</div>
         <textarea ref=${area} class="mono" aria-label="Definition as JSON" aria-describedby="findings" spellcheck=${false} wrap="off" data-search
-            onInput=${(/** @type {any} */ event) => change(valueOf(event))} onKeyDown=${tab} onScroll=${sync}></textarea></div>`;
+            onInput=${typed(change)} onKeyDown=${tab} onScroll=${sync}></textarea></div>`;
 }
 
 /** @param {{ checked: { findings: Finding[], summary: any, state: string }, isChanged: boolean }} props */

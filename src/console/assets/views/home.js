@@ -6,14 +6,11 @@ import { BASE, to } from "../parts/router.js";
 import { STATUSES, took } from "../parts/run-list.js";
 import { can, isOperator, session } from "../parts/session.js";
 import { utc } from "../parts/settings.js";
-import { absolute, duration } from "../parts/time.js";
-import { LOOKS, named } from "../parts/hooks.js";
+import { absolute, duration, figure } from "../parts/time.js";
+import { illness, LOOKS, named } from "../parts/hooks.js";
 import { Bar, Empty, Head, Legend, Problem, Status, Time } from "../parts/ui.js";
 
 const HOUR_MS = 3_600_000;
-
-/** @param {number} count */
-const figure = (count) => Number(count).toLocaleString("en");
 
 export function Home() {
     use(session);
@@ -126,14 +123,13 @@ function Approvals() {
         : loaded.data ? html`<p class="faint">Nothing.</p>` : ""}</section>`;
 }
 
-/** Triggers that are paused, or whose firings have failed or were missed. */
+/** Triggers that are paused or ill. */
 function Triggers() {
     const loaded = useGet("/triggers", { query: { page_size: 100 } });
-    const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => !one.enabled || one.counters.failed_to_start > 0 || one.counters.missed > 0);
+    const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => !one.enabled || one.health.status === "failing");
     return html`<section class="card"><h2><a href=${to("triggers")}>Triggers</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
         ${wrong.length ? html`<ul class="plain">${wrong.slice(0, 8).map((/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("triggers", one.id)}>${one.name}</a>
-            ${one.enabled ? "" : html` is paused${one.note ? `: ${one.note}` : ""}`}${one.counters.failed_to_start > 0 ? html` <span class="bad">${figure(one.counters.failed_to_start)} failed to start</span>` : ""}${
-                one.counters.missed > 0 ? html` <span class="bad">${figure(one.counters.missed)} missed</span>` : ""}</li>`)}</ul>`
+            ${one.enabled ? "" : html` is paused${one.note ? `: ${one.note}` : ""}`}${one.health.status === "failing" ? html` <span class="bad">${illness(one.health)}</span>` : ""}</li>`)}</ul>`
         : loaded.data ? html`<p class="faint">${loaded.data.total ? `All${loaded.data.next_cursor ? " of the first 100" : ""} fire.` : "There are none."}</p>` : ""}</section>`;
 }
 

@@ -1,8 +1,9 @@
 // What happened to a run: its log, and where it comes from.
 import { html, use, useEffect, useLayoutEffect, useRef, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Table } from "../parts/list.js";
+import { Table, typed } from "../parts/list.js";
 import { pages, useGet, useLoad } from "../parts/load.js";
+import { withEntry, withPage } from "../parts/log.js";
 import { to } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
 import { utc } from "../parts/settings.js";
@@ -12,6 +13,7 @@ import { Facts, Problem, Status, Time } from "../parts/ui.js";
 /** Entries that are kept on the page, and looked through for those of the run as a whole. */
 const KEPT = 2000;
 const PAGE = 100;
+const NOTHING = { entries: /** @type {any[]} */ ([]), older: /** @type {string | null} */ (null) };
 
 /** @param {{ runId: string, live: { connected: boolean, listeners: Set<(entry: any) => void> } }} props */
 export function Log({ runId, live }) {
@@ -19,23 +21,27 @@ export function Log({ runId, live }) {
     const path = { run_id: runId };
     const query = { level: level || null, sort_order: "desc", page_size: PAGE };
     const first = useLoad(async (signal) => await api("GET", "/runs/{run_id}/logs", { path, query, signal }), [runId, level]);
-    const [entries, setEntries] = useState(/** @type {any[]} */ ([]));
-    const [older, setOlder] = useState(/** @type {string | null} */ (null));
+    const [{ entries, older }, setLog] = useState(NOTHING);
     const [follows, setFollows] = useState(true);
     const box = useRef(/** @type {HTMLDivElement | null} */ (null));
     const zone = use(utc);
     useEffect(() => {
         if (!first.data) return;
-        const page = [...first.data.items].reverse();
-        const last = page.at(-1)?.seq ?? -1;
-        // What came meanwhile stays.
-        setEntries((/** @type {any[]} */ before) => [...page, ...before.filter((one) => one.seq > last && (!level || one.level === level))]);
-        setOlder(first.data.next_cursor);
+        setLog((/** @type {typeof NOTHING} */ before) => {
+            const { entries, meets } = withPage(before.entries, [...first.data.items].reverse());
+            return { entries, older: meets ? before.older : first.data.next_cursor };
+        });
     }, [first.data]);
+    // What was written before the stream began, and after the page was read.
+    const wasConnected = useRef(live.connected);
+    useEffect(() => {
+        if (live.connected && !wasConnected.current) first.reload();
+        wasConnected.current = live.connected;
+    }, [live.connected]);
     useEffect(() => {
         const add = (/** @type {any} */ entry) => {
             if (level && entry.level !== level) return;
-            setEntries((/** @type {any[]} */ before) => (before.some((one) => one.seq === entry.seq) ? before : [...before, entry].slice(-KEPT)));
+            setLog((/** @type {typeof NOTHING} */ before) => ({ ...before, entries: withEntry(before.entries, entry, KEPT) }));
         };
         live.listeners.add(add);
         return () => void live.listeners.delete(add);
@@ -50,11 +56,10 @@ export function Log({ runId, live }) {
     const readOlder = async () => {
         const page = await api("GET", "/runs/{run_id}/logs", { path, query: { ...query, cursor: older } });
         setFollows(false);
-        setEntries((/** @type {any[]} */ before) => [...[...page.items].reverse(), ...before]);
-        setOlder(page.next_cursor);
+        setLog((/** @type {typeof NOTHING} */ before) => ({ entries: [...[...page.items].reverse(), ...before.entries], older: page.next_cursor }));
     };
     return html`<div class="filters"><div class="filter"><label for="level">Level</label><select id="level" value=${level}
-            onChange=${(/** @type {any} */ event) => setLevel(event.target.value)}>
+            onChange=${typed((value) => (setLevel(value), setLog(NOTHING)))}>
             ${["", "info", "warning", "error"].map((name) => html`<option key=${name} value=${name}>${name || "all"}</option>`)}</select></div>
         <label class="check"><input type="checkbox" checked=${follows} onChange=${() => setFollows(!follows)} /> Follow</label>
         <span class="faint">${live.connected ? "New entries appear as they are written." : ""}</span></div>

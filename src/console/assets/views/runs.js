@@ -1,6 +1,6 @@
 import { html, use, useEffect, useRef, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Between, Filter, Pager, Table, usePage, valueOf } from "../parts/list.js";
+import { Between, Filter, Pager, Table, typed, usePage } from "../parts/list.js";
 import { pages, useEvery } from "../parts/load.js";
 import { allows, cell, COLUMNS, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, STATUSES, toCsv, toJson, took }
     from "../parts/run-list.js";
@@ -189,7 +189,7 @@ function Columns({ columns, runs, onClose }) {
         <input type="checkbox" checked=${columns.includes(name)} onChange=${() => set(columns.includes(name)
             ? columns.filter((one) => one !== name) : [...columns, name])} /> ${COLUMNS[name] ?? name}</label>`)}</div>
         <form class="inline" onSubmit=${add}><label for="own">Member of the input</label>
-        <input id="own" placeholder="order.id" value=${own} onInput=${(/** @type {any} */ event) => setOwn(valueOf(event))} />
+        <input id="own" placeholder="order.id" value=${own} onInput=${typed(setOwn)} />
         <button type="submit">Add</button></form>
         <button type="button" class="quiet" onClick=${() => set(DEFAULT_COLUMNS)}>Default columns</button></${Dialog}>`;
 }

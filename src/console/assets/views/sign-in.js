@@ -1,7 +1,7 @@
 import { html, useEffect, useRef, useState } from "../parts/runtime.js";
 import { ApiError } from "../parts/api.js";
 import { signIn } from "../parts/session.js";
-import { words } from "../parts/ui.js";
+import { Logo, words } from "../parts/ui.js";
 
 /** @param {{ again?: boolean }} props */
 export function SignIn({ again }) {
@@ -27,8 +27,7 @@ export function SignIn({ again }) {
         }
     };
     return html`<form class=${again ? "sign-in" : "card sign-in"} onSubmit=${submit}>
-        ${!again && html`<h1><svg class="logo" viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7" /><path
-            d="M9 9h6v6H9zM17 17h6v6h-6zM15 12h5v5M12 15v5h5" /></svg>Sign in</h1>`}
+        ${!again && html`<h1><${Logo} />Sign in</h1>`}
         <label for="credential">API key or token</label>
         <input id="credential" ref=${field} type="password" autocomplete="current-password" spellcheck=${false} value=${credential}
             aria-invalid=${problem ? "true" : "false"} aria-describedby="about"

@@ -1,6 +1,6 @@
 // One trigger: when it fires next, what has become of its firings, its address, its backfills.
 import { html, use, useState } from "../parts/runtime.js";
-import { api, call } from "../parts/api.js";
+import { api, call, ifMatch } from "../parts/api.js";
 import { Once, Sure } from "../parts/form.js";
 import { LOOKS, named, when } from "../parts/hooks.js";
 import { Table } from "../parts/list.js";
@@ -10,7 +10,7 @@ import { session } from "../parts/session.js";
 import { pretty } from "../parts/text.js";
 import { Action, Code, Facts, Head, Json, Pending, Problem, say, Status, Time } from "../parts/ui.js";
 import { Backfill, Fire, Pause } from "./trigger-actions.js";
-import { EditTrigger, State } from "./triggers.js";
+import { EditTrigger, Health, State } from "./triggers.js";
 
 /** While a backfill is under way, and while the trigger may fire. */
 const LOOK_MS = 2000;
@@ -36,7 +36,7 @@ export function Trigger({ trigger_id: id }) {
         loaded.reload();
     };
     const remove = async () => {
-        await api("DELETE", "/triggers/{trigger_id}", { path, headers: tag ? { "if-match": tag } : {} });
+        await api("DELETE", "/triggers/{trigger_id}", { path, headers: ifMatch(tag) });
         say(`${trigger.name} is deleted`);
         go(to("triggers"));
     };
@@ -51,7 +51,7 @@ export function Trigger({ trigger_id: id }) {
             <${Action} permission="runs:write" onClick=${() => setOpen("edit")}>Edit</${Action}>
             <${Action} kind="danger quiet" permission="runs:write" onClick=${() => setOpen("delete")}>Delete</${Action}></${Head}>
         ${!trigger.enabled && html`<p class="banner">It is paused${trigger.note ? `: ${trigger.note}` : ""}. What would be due meanwhile is not made up for.</p>`}
-        <${Facts} items=${[["State", html`<${State} trigger=${trigger} />`], ["Kind", trigger.kind], ["Fires on", when(trigger)],
+        <${Facts} items=${[["State", html`<${State} trigger=${trigger} />`], ["Health", html`<${Health} health=${trigger.health} />`], ["Kind", trigger.kind], ["Fires on", when(trigger)],
             ["Workflow", html`<a href=${`${to("workflows")}?name_prefix=${encodeURIComponent(trigger.workflow_name)}`}>${trigger.workflow_name}</a>${trigger.version === null ? "" : ` version ${trigger.version}`}`],
             ["Priority", trigger.priority], ...Object.entries(trigger.counters).map(([name, count]) => [named(name), count]),
             ["Changed", html`<${Time} at=${trigger.updated_at} /> by ${trigger.updated_by}`], ...(trigger.enabled && trigger.note ? [["Note", trigger.note]] : []),

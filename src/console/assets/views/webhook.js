@@ -1,11 +1,11 @@
 // One endpoint: how it fares, its deliveries, what was sent again.
 import { html, use, useEffect, useRef, useState } from "../parts/runtime.js";
-import { api, call } from "../parts/api.js";
+import { api, call, ifMatch } from "../parts/api.js";
 import { Once, Sure } from "../parts/form.js";
 import { LOOKS, named } from "../parts/hooks.js";
-import { Filter, PagedTable, Table, usePage } from "../parts/list.js";
+import { choices, PagedTable, Table, useFilters, usePage } from "../parts/list.js";
 import { useEvery, useLoad } from "../parts/load.js";
-import { go, place, setQuery, to } from "../parts/router.js";
+import { go, place, to } from "../parts/router.js";
 import { session } from "../parts/session.js";
 import { Action, Facts, Head, Pending, say, Status, Time } from "../parts/ui.js";
 import { Enable, Recover, Rotate, Test } from "./webhook-actions.js";
@@ -38,7 +38,7 @@ export function Webhook({ webhook_id: id }) {
         done();
     };
     const remove = async () => {
-        await api("DELETE", "/webhooks/{webhook_id}", { path, headers: tag ? { "if-match": tag } : {} });
+        await api("DELETE", "/webhooks/{webhook_id}", { path, headers: ifMatch(tag) });
         say(`${hook.name} is deleted`);
         go(to("webhooks"));
     };
@@ -74,9 +74,8 @@ export function Webhook({ webhook_id: id }) {
 /** @param {{ id: string, recovers: boolean }} props */
 function Deliveries({ id, recovers }) {
     const { query } = use(place);
-    const asked = Object.fromEntries(["state", "event_type", "run_id", "status_code"].map((name) => [name, query.get(name) ?? ""]));
+    const { asked, filter, isFiltered } = useFilters(["state", "event_type", "run_id", "status_code"]);
     const loaded = usePage("/webhooks/{webhook_id}/deliveries", { path: { webhook_id: id }, query: { ...asked, page_size: 25 } });
-    const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
     const isOnItsWay = recovers || Boolean(loaded.data?.items.some((/** @type {any} */ one) => one.state === "pending"));
     useEvery(!query.get("cursor") && isOnItsWay, LOOK_MS, loaded.reload);
     const before = useRef(recovers);
@@ -85,12 +84,9 @@ function Deliveries({ id, recovers }) {
         before.current = recovers;
     }, [recovers]);
     return html`<h2>Deliveries <button type="button" class="quiet" onClick=${loaded.reload}>Read again</button></h2>
-        <div class="filters" role="search"><${Filter} name="state" label="State" value=${asked["state"]} change=${change("state")} options=${[["", "all"], ...STATES.map((state) => [state, state])]} />
-        <${Filter} name="event_type" label="Type of events" search value=${asked["event_type"]} change=${change("event_type")} />
-        <${Filter} name="run_id" label="Run" value=${asked["run_id"]} change=${change("run_id")} />
-        <${Filter} name="status_code" label="HTTP status" value=${asked["status_code"]} change=${change("status_code")} /></div>
+        <div class="filters" role="search">${filter("state", "State", choices(STATES))}${filter("event_type", "Type of events", undefined, true)}${filter("run_id", "Run")}${filter("status_code", "HTTP status")}</div>
         <${PagedTable} loaded=${loaded} label="Deliveries" what="deliveries" columns=${["Event", "State", "Attempts", "HTTP status", "Event at", "Next attempt", "Run", "Error"]}
-            empty=${html`<p class="faint">No deliveries${Object.values(asked).some(Boolean) ? " that match these filters" : " yet"}.</p>`}
+            empty=${html`<p class="faint">No deliveries${isFiltered ? " that match these filters" : " yet"}.</p>`}
             row=${(/** @type {any} */ one) => html`<tr data-row key=${one.id}><td><a href=${to("webhooks", id, "deliveries", one.id)}>${one.event_type}</a></td><td><${Status} status=${one.state} as=${LOOKS[one.state]} /></td>
                 <td class="number">${one.attempts}${one.is_under_way ? " + 1 under way" : ""}</td><td class="number">${one.status_code ?? ""}</td><td><${Time} at=${one.event_at} /></td><td><${Time} at=${one.next_attempt_at} /></td>
                 <td>${one.run_id && html`<a class="mono" href=${to("runs", one.run_id)}>…${one.run_id.slice(-12)}</a>`}</td><td><span class="clip" title=${one.error ?? ""}>${one.error}</span></td></tr>`} />`;

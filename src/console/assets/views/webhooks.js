@@ -1,6 +1,6 @@
 // Endpoints that events are sent to: the list, and the form of one.
 import { html, useState } from "../parts/runtime.js";
-import { api } from "../parts/api.js";
+import { api, ifMatch } from "../parts/api.js";
 import { Finish, Form, Once, useForm } from "../parts/form.js";
 import { LOOKS, NEW_WEBHOOK, WEBHOOK } from "../parts/hooks.js";
 import { PagedTable, usePage } from "../parts/list.js";
@@ -40,7 +40,7 @@ export function EditWebhook({ hook, tag, onClose, done }) {
         const body = form.read();
         if (!body) return;
         if (hook) {
-            const saved = await api("PUT", "/webhooks/{webhook_id}", { path: { webhook_id: hook.id }, body: { ...body, enabled: hook.enabled }, headers: first ? { "if-match": first } : {} });
+            const saved = await api("PUT", "/webhooks/{webhook_id}", { path: { webhook_id: hook.id }, body: { ...body, enabled: hook.enabled }, headers: ifMatch(first) });
             say(`${saved.name} is stored`);
             return done(saved);
         }

@@ -1,0 +1,81 @@
+// Who sees what: organisations, roles, without authentication, and the screen of the operator; browser.test.js runs them.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Page } from "./page.js";
+import { Service } from "./service.js";
+
+/** @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, made: any, key: string }} context
+ * @param {(path: string) => Promise<void>} at */
+export function accessJourneys(context, at) {
+    test("system shows the processes with their versions, the schema and the limits", async () => {
+        const { page, service } = context();
+        await at("/console/system");
+        const row = (/** @type {string} */ label, /** @type {string} */ words) => `[...document.querySelectorAll('[aria-label=${label}] tr[data-row]')].find((row) => row.innerText.includes(${JSON.stringify(words)}))?.innerText`;
+        await page.browser.until(row("Processes", "has answered"), "the answering process");
+        await page.browser.until(`/alive[\\s\\S]*\\d+\\.\\d+\\.\\d+/.test(${row("Processes", "executor")})`, "the executor with its version");
+        const { schema } = await service.call("GET", "/system/processes");
+        await page.reads(String(schema.version));
+        assert.match(await page.browser.evaluate(row("Limits", "Body of a request")), /Requests\s+1\.0 MiB\s+–/);
+        assert.match(await page.browser.evaluate(row("Limits", "Entries of a page at most")), /100\s+MAX_PAGE_SIZE/);
+        assert.match(await page.browser.evaluate(row("Limits", "Requests from an address")), /none\s+RATE_LIMIT_PER_ADDRESS/);
+    });
+
+    test("what one organisation has is not in another one's console", async () => {
+        const { page, made, key } = context();
+        await page.fresh();
+        await page.signIn(key, "/console/runs?name_prefix=host");
+        await page.reads("hostile");
+        await page.fresh();
+        await page.signIn(made.acme, "/console/runs");
+        await page.reads("There are no runs yet");
+        for (const path of ["", "/workflows", "/agents", "/triggers", "/webhooks", "/approvals", "/audit", "/keys"]) {
+            await page.go(`/console${path}`);
+            await page.settled();
+            const text = await page.text();
+            for (const word of ["hostile", "repairable", "demo-upper", "nightly", "incoming", "receiver", "refused"]) assert.ok(!text.includes(word), `${path} shows ${word}`);
+        }
+        for (const path of [`runs/${made.runs.order.id}`, `triggers/${made.triggers.incoming.id}`, `webhooks/${made.hooks.good.id}`, `webhooks/${made.hooks.bad.id}/deliveries/${made.delivery}`,
+            `workflows/${made.order.id}`, `agents/${made.broken.id}`]) {
+            await page.go(`/console/${path}`);
+            await page.reads("not found");
+        }
+        page.browser.complaints.splice(0);
+    });
+
+    test("whoever may only look sees what they may not do, and which role has it", async () => {
+        const { page, made } = context();
+        await page.fresh();
+        await page.signIn(made.viewer, `/console/runs/${made.runs.failing.id}`);
+        await page.reads("failed");
+        const retry = "[...document.querySelectorAll('button')].find((one) => one.innerText.startsWith('Retry'))";
+        assert.deepEqual(await page.browser.evaluate(`(() => { const button = ${retry}; button.focus(); button.click(); return [button.ariaDisabled, button.title, document.activeElement === button, Boolean(document.querySelector("dialog"))]; })()`),
+            ["true", "Needs runs:write: operator, admin", true, false]);
+        assert.equal(await page.browser.evaluate(`${retry}.innerText.replace(/\\s+/g, " ")`), "Retry . Needs runs:write: operator, admin");
+        assert.match(await page.browser.evaluate("[...document.querySelectorAll('nav .off')].map((one) => one.title).join()"), /Needs keys:manage: admin/);
+        await page.go("/console/keys");
+        await page.reads("You may not see this");
+        await page.go("/console/system");
+        await page.reads("Body of a request");
+        await page.reads("Processes and sizes of the tables: Needs organizations:manage");
+        await page.fresh();
+    });
+
+    test("without authentication a banner says so, nobody signs in, and commands need no key", async () => {
+        const open = await Service.start(process.env.CONSOLE_PROGRAM, true);
+        const other = await Page.open(open.url);
+        try {
+            await other.go("/console");
+            await other.reads("Authentication is off.");
+            assert.equal(await other.browser.evaluate("[...document.querySelectorAll('button')].some((one) => one.innerText === 'Sign out')"), false);
+            await other.press("API keys", "nav a");
+            await other.sees("main .banner");
+            await other.press("API");
+            await other.reads("curl -sS");
+            assert.ok(!(await other.text()).includes("$KEY"));
+            assert.deepEqual([other.unknown, other.browser.reports], [[], []]);
+        } finally {
+            await other.browser.stop();
+            await open.stop();
+        }
+    });
+}
