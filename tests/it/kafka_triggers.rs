@@ -432,6 +432,21 @@ async fn large_records_with_many_headers_in_compressed_batches_are_read(pool: Pg
     assert_eq!((&letters[0]["reason"], &letters[0]["bytes"]), (&json!("too_large"), &json!(large.len())));
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn batches_of_every_compression_are_read(pool: PgPool) {
+    let mut world = World::start(&pool, 1).await;
+    let codecs = ["gzip", "lz4", "none", "snappy", "zstd"];
+    for codec in codecs {
+        let producer = client(&world.service.config).set("compression.type", codec).create();
+        world.producer = producer.unwrap_or_else(|error| panic!("{codec}: {error}"));
+        // A single small record is not compressed.
+        let text = json!({"text": codec, "rest": "x".repeat(10_000)}).to_string();
+        world.send(0, None, Some(text.as_bytes())).await;
+    }
+    let trigger = world.trigger("orders", json!({})).await;
+    assert_eq!(world.texts(&trigger, codecs.len()).await, codecs);
+}
+
 /// C2, test 8.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_topic_that_is_created_again_has_other_records_at_the_same_places(pool: PgPool) {
