@@ -98,6 +98,9 @@ fn as_sent(value: &RawValue) -> String {
     text(value).unwrap_or_else(|| value.get().to_owned())
 }
 
+/// Members that are sent together, joined by a colon, as `Authorization: Basic` in base64.
+const PAIRS: [(&str, &str); 2] = [("username", "password"), ("client_id", "client_secret")];
+
 /// Secrets of an agent in all forms in which it may repeat them. It has no `Debug`.
 #[derive(Default)]
 pub struct Secrets(Vec<String>);
@@ -112,6 +115,14 @@ impl Secrets {
                 add_forms(&mut forms, &as_sent(value));
             }
         }
+        let find = |name| Some(as_sent(member(auth_config?, name).filter(|value| value.get() != "null")?));
+        for (user, secret) in PAIRS {
+            if let (Some(user), Some(secret)) = (find(user), find(secret)) {
+                add_pair(&mut forms, &user, &secret);
+                // A token endpoint gets both form-encoded.
+                add_pair(&mut forms, &form_encoded(&user), &form_encoded(&secret));
+            }
+        }
         if let Ok(url) = Url::parse(url) {
             for (name, value) in url.query_pairs() {
                 let secret = if value.is_empty() { name } else { value };
@@ -119,7 +130,12 @@ impl Secrets {
                     add_forms(&mut forms, &secret);
                 }
             }
-            add_forms(&mut forms, url.password().unwrap_or_default());
+            let password = url.password().unwrap_or_default();
+            add_forms(&mut forms, password);
+            // It is sent as `Authorization: Basic`.
+            let (user, password) = (percent_decoded(url.username()), percent_decoded(password));
+            add_forms(&mut forms, &password);
+            add_pair(&mut forms, &user, &password);
         }
         // One secret may be a part of another, so longer ones come first.
         forms.sort_by(|one, other| other.len().cmp(&one.len()).then_with(|| one.cmp(other)));
@@ -149,10 +165,46 @@ fn add_forms(forms: &mut Vec<String>, secret: &str) {
     forms.push(secret.to_owned());
     forms.push(to_raw(secret).get().trim_matches('"').to_owned());
     if secret.len() >= MIN_ENCODED_SECRET {
-        forms.push(url::form_urlencoded::byte_serialize(secret.as_bytes()).collect());
-        forms.push(general_purpose::STANDARD_NO_PAD.encode(secret));
-        forms.push(general_purpose::URL_SAFE_NO_PAD.encode(secret));
+        forms.push(form_encoded(secret));
+        add_base64(forms, secret);
     }
+}
+
+/// Adds a user and a secret in the forms in which they are sent together.
+fn add_pair(forms: &mut Vec<String>, user: &str, secret: &str) {
+    if secret.trim().is_empty() {
+        return;
+    }
+    let pair = format!("{user}:{secret}");
+    // With the scheme it does not occur by chance, however short it is.
+    forms.push(format!("Basic {}", general_purpose::STANDARD_NO_PAD.encode(&pair)));
+    if pair.len() >= MIN_ENCODED_SECRET {
+        add_base64(forms, &pair);
+    }
+}
+
+/// Adds a secret in base64, also as it is in the base64 of a longer text.
+fn add_base64(forms: &mut Vec<String>, secret: &str) {
+    for engine in [general_purpose::STANDARD_NO_PAD, general_purpose::URL_SAFE_NO_PAD] {
+        forms.push(engine.encode(secret));
+        for before in 0..3 {
+            let bytes = [&[0; 2][..before], secret.as_bytes()].concat();
+            let encoded = engine.encode(&bytes);
+            // The characters at the edges also depend on what is next to the secret.
+            let (from, to) = ((before * 4).div_ceil(3), encoded.len() - usize::from(!bytes.len().is_multiple_of(3)));
+            forms.push(encoded[from..to].to_owned());
+        }
+    }
+}
+
+fn form_encoded(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+/// Text of a part of a URL in which a plus is no space.
+fn percent_decoded(part: &str) -> String {
+    let value = part.replace('+', "%2B").replace('&', "%26");
+    url::form_urlencoded::parse(format!("={value}").as_bytes()).map(|(_, value)| value.into_owned()).collect()
 }
 
 #[cfg(test)]
@@ -215,6 +267,26 @@ mod tests {
             ("X-Key, v=1, http://h/p", "X-Key, v=1, http://h/p"),
         ] {
             assert_eq!(secrets.mask(given.to_owned()), expected);
+        }
+        for (url, config, given) in [
+            ("http://h/", r#"{"username":"ada","password":"secretpass"}"#, "Basic YWRhOnNlY3JldHBhc3M="),
+            ("http://h/", r#"{"username":"ada","password":"secretpass"}"#, "YWRhOnNlY3JldHBhc3M="),
+            ("http://h/", r#"{"username":"a","password":"b"}"#, "Basic YTpi"),
+            ("http://h/", r#"{"client_id":"i/d","client_secret":"s3cr+t"}"#, "Basic aS9kOnMzY3IrdA=="),
+            ("http://h/", r#"{"client_id":"i/d","client_secret":"s3cr+t"}"#, "Basic aSUyRmQ6czNjciUyQnQ="),
+            ("http://me:pass%2Fw&rd+@h/", "{}", "Basic bWU6cGFzcy93JnJkKw=="),
+        ] {
+            let config = check_json(config.as_bytes()).expect(config);
+            let masked = Secrets::of(url, Some(config)).mask(given.to_owned());
+            assert_eq!(masked.trim_end_matches('='), "***", "{given}");
+        }
+        // In the base64 of a longer text, wherever the secret begins.
+        let config = check_json(br#"{"token":"a-long-secret"}"#).expect("JSON");
+        let secrets = Secrets::of("http://h/", Some(config));
+        for around in ["", "1", "12", "123"] {
+            let encoded = general_purpose::STANDARD.encode(format!("{around}a-long-secret{around}"));
+            let masked = secrets.mask(encoded.clone());
+            assert!(masked.contains("***") && masked.len() <= encoded.len() - 13, "{encoded}: {masked}");
         }
         assert_eq!(Secrets::of("no URL", None).mask("as it is".to_owned()), "as it is");
     }

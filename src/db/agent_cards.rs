@@ -1,6 +1,8 @@
 //! What executors know about agents: the cards of A2A agents and the tools of MCP servers, and the versions that they
 //! speak.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
@@ -24,6 +26,7 @@ pub struct CardRow {
     pub problem: Option<String>,
     pub fetched_at: Option<DateTime<Utc>>,
     pub checked_at: Option<DateTime<Utc>>,
+    pub valid_seconds: Option<i32>,
     pub changed_at: Option<DateTime<Utc>>,
     pub changed_members: Option<Vec<String>>,
     pub protocol_seen: Option<String>,
@@ -36,8 +39,8 @@ pub struct CardRow {
 /// The agent's row, unless it is for another URL.
 pub async fn find(db: impl PgExecutor<'_>, agent_id: Uuid, url: &str) -> Result<Option<CardRow>, Error> {
     let sql =
-        "SELECT card, etag, signature, problem, fetched_at, checked_at, changed_at, changed_members, protocol_seen,
-                   seen_at, updated_at, now() AS read_at
+        "SELECT card, etag, signature, problem, fetched_at, checked_at, valid_seconds, changed_at, changed_members,
+                   protocol_seen, seen_at, updated_at, now() AS read_at
                FROM agent_cards WHERE agent_id = $1 AND url_digest = sha256(convert_to($2, 'UTF8'))";
     Ok(sqlx::query_as(sql).bind(agent_id).bind(url).fetch_optional(db).await?)
 }
@@ -75,9 +78,15 @@ pub enum Checked {
     Failed(String),
 }
 
-/// Writes the result of a request for a card. A card that differs from the one before is an entry of the audit trail,
+/// Writes the result of a request for a card, which counts for that time, or for as long as is usual. A card that differs from the one before is an entry of the audit trail,
 /// unless `audit` is false.
-pub async fn record(pool: &Pool, owner: &CardOwner, checked: Checked, audit: bool) -> Result<(), Error> {
+pub async fn record(
+    pool: &Pool,
+    owner: &CardOwner,
+    checked: Checked,
+    valid: Option<Duration>,
+    audit: bool,
+) -> Result<(), Error> {
     in_transaction(pool, async |transaction| -> Result<(), Error> {
         let before = lock(transaction, owner).await?;
         match checked {
@@ -133,6 +142,9 @@ pub async fn record(pool: &Pool, owner: &CardOwner, checked: Checked, audit: boo
                 sqlx::query(sql).bind(owner.agent_id).bind(problem).execute(&mut *transaction).await?;
             }
         }
+        let sql = "UPDATE agent_cards SET valid_seconds = $2 WHERE agent_id = $1";
+        let valid = valid.map(|valid| i32::try_from(valid.as_secs()).unwrap_or(i32::MAX));
+        sqlx::query(sql).bind(owner.agent_id).bind(valid).execute(transaction).await?;
         Ok(())
     })
     .await

@@ -19,7 +19,7 @@ pub use self::{
     claim::{ClaimBatch, Claimed, Limits, TakenOver, claim, take_over},
     park::{forget_wakes, is_any_awake, park, wake},
     resume::{EarlierStep, outputs, resume},
-    task::{agent_task, input, keep_agent_task},
+    task::{GivenUpTask, agent_task, given_up_tasks, input, keep_agent_task, task_cancelled},
     write::{LeaseState, Locked, prepare_session, write},
 };
 use super::Error;

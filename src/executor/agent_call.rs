@@ -20,9 +20,10 @@ mod responses_stream;
 
 pub(super) use self::{
     failure::{CallErrorKind, Failure},
-    in_flight::{Cancelled, cancel_task},
+    in_flight::{Cancelled, cancel_task, no_more_given_up},
     interrupted::Interrupted,
     mcp::cancel_task as cancel_mcp_task,
+    responses::cancel_response,
 };
 
 use self::failure::{AgentError, fault_of, is_passing, no_memory, not_allowed, refusal, transport};

@@ -285,7 +285,7 @@ impl Cards {
         slot.known().set(found);
         slot.is_certain.send_replace(true);
         let (pool, owner, audit) = (self.0.pool.clone(), owner.clone(), self.0.audit);
-        let written = db::bounded(async move { agent_cards::record(&pool, &owner, checked, audit).await });
+        let written = db::bounded(async move { agent_cards::record(&pool, &owner, checked, Some(age), audit).await });
         if let Err(error) = written.await {
             tracing::debug!(error = &error as &dyn std::error::Error, "the card of an agent is not stored: {error}");
         }
@@ -296,7 +296,8 @@ impl Cards {
 /// How long a stored result still counts; `None`: the card has to be requested.
 fn fresh_for(row: &CardRow) -> Option<Duration> {
     let age = (row.read_at - row.checked_at?).to_std().unwrap_or_default();
-    DEFAULT_AGE.checked_sub(age).filter(|left| !left.is_zero())
+    let valid = row.valid_seconds.and_then(|secs| u64::try_from(secs).ok()).map_or(DEFAULT_AGE, Duration::from_secs);
+    valid.checked_sub(age).filter(|left| !left.is_zero())
 }
 
 /// What is known of a card.

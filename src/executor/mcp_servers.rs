@@ -8,7 +8,7 @@ use std::{
 };
 
 use serde_json::value::RawValue;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use uuid::Uuid;
 
 use super::agents::Agent;
@@ -36,6 +36,10 @@ use crate::{
 const KEEP_LINK: Duration = Duration::from_hours(1);
 /// Time between two requests for a list of tools.
 const LIST_AGE: Duration = Duration::from_mins(5);
+/// How long the first structured outputs of an agent wait for the list of tools, together.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// Part of the agent's time-out that they wait at most.
+const WAIT_SHARE: u32 = 4;
 /// Time-out of all requests for one list.
 const LIST_TIME: Duration = Duration::from_secs(10);
 /// Maximum number of agents that are remembered.
@@ -63,6 +67,8 @@ struct Slot {
     /// Held while a connection is opened, so that calls share it.
     link: tokio::sync::Mutex<Option<Open>>,
     known: Mutex<Known>,
+    /// Whether it was tried to find out what the tools are.
+    is_certain: watch::Sender<bool>,
 }
 
 /// Schema of the structured output of a tool.
@@ -177,9 +183,24 @@ impl McpServers {
         Arc::clone(&self.slot(agent).known().parameters)
     }
 
-    /// What the agent's tool says about its structured output, as far as it is known.
-    pub(super) fn output_schema(&self, agent: &Agent) -> Option<Arc<OutputSchema>> {
-        self.slot(agent).known().output.clone()
+    /// What the agent's tool says about its structured output. If nothing is known of the tools yet, the list is awaited
+    /// for a short time.
+    pub(super) async fn output_schema(
+        &self,
+        agent: &Arc<Agent>,
+        organization: &OrganizationId,
+        config: &McpConfig,
+    ) -> Option<Arc<OutputSchema>> {
+        let slot = self.slot(agent);
+        let mut is_certain = slot.is_certain.subscribe();
+        if !*is_certain.borrow() {
+            self.refresh_if_due(&slot, agent, organization, config);
+            tokio::select! {
+                _ = is_certain.wait_for(|certain| *certain) => {}
+                () = self.0.clock.sleep(FIRST_WAIT.min(agent.timeout / WAIT_SHARE)) => {}
+            }
+        }
+        slot.known().output.clone()
     }
 
     /// Reads the list of tools now.
@@ -197,25 +218,17 @@ impl McpServers {
         link: &Arc<Link>,
     ) {
         let (slot, now, version) = (self.slot(agent), self.0.clock.instant(), link.revision.as_str());
-        let (is_new, is_due) = {
+        let is_new = {
             let mut known = slot.known();
             let is_new = known.noted.is_none_or(|(noted, at)| noted != version || now.duration_since(at) >= KEEP_LINK);
             if is_new {
                 known.noted = Some((version, now));
             }
-            let is_due = !known.is_refreshing && known.due.is_none_or(|due| due <= now);
-            known.is_refreshing |= is_due;
-            (is_new, is_due)
+            is_new
         };
-        if !is_new && !is_due {
-            return;
-        }
-        let (this, agent, config) = (self.clone(), Arc::clone(agent), config.clone());
-        let owner = owner(&agent, organization);
-        // A task of its own, since calls may be abandoned.
-        tokio::spawn(async move {
-            if is_new {
-                let (pool, owner) = (this.0.pool.clone(), owner.clone());
+        if is_new {
+            let (pool, owner) = (self.0.pool.clone(), owner(agent, organization));
+            tokio::spawn(async move {
                 let written = db::bounded(async move { agent_cards::record_version(&pool, &owner, version).await });
                 if let Err(error) = written.await {
                     tracing::debug!(
@@ -223,15 +236,31 @@ impl McpServers {
                         "the revision of an MCP server is not noted: {error}"
                     );
                 }
+            });
+        }
+        self.refresh_if_due(&slot, agent, organization, config);
+    }
+
+    /// Begins to read the list of tools, if it is due and nobody reads it.
+    fn refresh_if_due(&self, slot: &Arc<Slot>, agent: &Arc<Agent>, organization: &OrganizationId, config: &McpConfig) {
+        let mut known = slot.known();
+        if known.is_refreshing || known.due.is_some_and(|due| due > self.0.clock.instant()) {
+            return;
+        }
+        known.is_refreshing = true;
+        drop(known);
+        let (this, slot, agent, config) = (self.clone(), Arc::clone(slot), Arc::clone(agent), config.clone());
+        let owner = owner(&agent, organization);
+        // A task of its own, since calls may be abandoned.
+        tokio::spawn(async move {
+            if !this.take_stored(&slot, &owner, &config).await {
+                this.read_list(&slot, &owner, &agent, &config).await;
             }
-            if is_due {
-                if !this.take_stored(&slot, &owner, &config).await {
-                    this.read_list(&slot, &owner, &agent, &config).await;
-                }
-                let mut known = slot.known();
-                known.is_refreshing = false;
-                known.due = Some(this.0.clock.instant() + LIST_AGE);
-            }
+            let mut known = slot.known();
+            known.is_refreshing = false;
+            known.due = Some(this.0.clock.instant() + LIST_AGE);
+            drop(known);
+            slot.is_certain.send_replace(true);
         });
     }
 
@@ -266,7 +295,7 @@ impl McpServers {
             }
         };
         let (pool, owner, audit) = (self.0.pool.clone(), owner.clone(), self.0.audit);
-        let written = db::bounded(async move { agent_cards::record(&pool, &owner, checked, audit).await });
+        let written = db::bounded(async move { agent_cards::record(&pool, &owner, checked, None, audit).await });
         if let Err(error) = written.await {
             tracing::debug!(error = &error as &dyn std::error::Error, "a list of tools is not stored: {error}");
         }

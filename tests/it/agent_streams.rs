@@ -390,6 +390,7 @@ async fn a_model_streams_if_its_config_says_so(pool: PgPool) {
                 events(vec![chunk("Hel"), json!(null), chunk("lo"), end, usage, json!("[DONE]")], Arc::clone(&held))
             }
             Some("broken") => events(vec![chunk("Hel")], Arc::clone(&held)),
+            Some("large") => events(vec![chunk(&"x".repeat(3 << 20)), end], Arc::clone(&held)),
             Some("error") => {
                 events(vec![chunk("H"), json!({"error": {"code": 429, "message": "slow down"}})], Arc::clone(&held))
             }
@@ -417,5 +418,37 @@ async fn a_model_streams_if_its_config_says_so(pool: PgPool) {
     {
         let cause = run(&world, json!({"text": text})).await.cause().to_owned();
         assert_eq!(cause, format!("Step 'ask' failed: agent 'a': {expected}"));
+    }
+    assert_eq!(run(&world, json!({"text": "large"})).await.output()["text"].as_str().map(str::len), Some(3 << 20));
+}
+
+/// A model would be paid for the same answer again.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_streamed_answer_that_is_too_large_is_not_asked_for_again(pool: PgPool) {
+    let (agent, url) = Agent::start(|_, call| {
+        let is_huge = call.body.to_string().contains("huge");
+        let (count, size) = if is_huge { (1, 11 << 20) } else { (110, 100_000) };
+        let text = "x".repeat(size);
+        let piece = if call.body["messages"].is_array() {
+            json!({"choices": [{"index": 0, "delta": {"content": text}}]})
+        } else {
+            json!({"type": "response.output_text.delta", "delta": text, "output_index": 0})
+        };
+        events(vec![piece; count], Arc::new(Semaphore::new(0)))
+    })
+    .await;
+    let world = World::start(&pool, &[]).await;
+    for kind in ["openai", "responses"] {
+        let body = json!({"name": kind, "url": url, "kind": kind, "config": {"model": "m", "streaming": true},
+            "retry_config": {"max_retries": 3, "initial_delay_ms": 100}});
+        world.service.post("/api/v1/agents", &body).await.expect(201);
+        for text in ["huge", "endless"] {
+            let before = agent.calls().len();
+            let steps = json!({"ask": {"id": "ask", "agent_name": kind, "input_mapping": {"text": text}}});
+            let failed = world.run("ask", &steps, &json!({})).await;
+            let expected = "the event stream is larger than 10485760 bytes";
+            assert_eq!(failed.cause(), format!("Step 'ask' failed: agent '{kind}': {expected}"), "{text}");
+            assert_eq!(agent.calls().len(), before + 1, "{kind} {text}");
+        }
     }
 }

@@ -224,6 +224,48 @@ async fn a_task_that_was_taken_over_is_cancelled_with_its_run(pool: PgPool) {
     eventually("the agent hears of it", async || (counts(&agent)[2] == 1).then_some(())).await;
     let cancel = agent.calls().into_iter().find(|call| method(call) == "tasks/cancel").expect("it");
     assert_eq!((&cancel.body["params"], counts(&agent)[0]), (&json!({"id": "t-1"}), 1));
+    nothing_is_given_up(&pool).await;
+}
+
+/// Nobody follows the task when the run is cancelled.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_task_of_a_dead_executor_is_cancelled_with_its_run(pool: PgPool) {
+    for generations in [1, 2] {
+        let (agent, url) = working().await;
+        let mut world = World::start(&pool, &[]).await;
+        let name = format!("of-{generations}");
+        world.service.post("/api/v1/agents", &json!({"name": name, "url": url})).await.expect(201);
+        let steps = json!({"ask": {"id": "ask", "agent_name": name, "input_mapping": {"text": "x"}}});
+        let run_id = world.begin("ask", &steps, &json!({})).await;
+        for generation in 1..=generations {
+            let before = counts(&agent)[1];
+            eventually("the task is followed", async || (counts(&agent)[1] > before).then_some(())).await;
+            world.kill_executor().await;
+            sqlx::query("DELETE FROM processes WHERE role = 'executor'").execute(&pool).await.expect("it is buried");
+            if generation < generations {
+                world.executor = Some(Executor::start(&world.service));
+            }
+        }
+        world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
+        assert_eq!(counts(&agent)[2], 0);
+        // A living executor would have cancelled it meanwhile.
+        let due = "UPDATE given_up_tasks SET cancel_at = now() WHERE run_id = $1";
+        assert_eq!(sqlx::query(due).bind(&run_id).execute(&pool).await.expect("done").rows_affected(), 1);
+        world.executor = Some(Executor::start(&world.service));
+        eventually("the agent hears of it", async || (counts(&agent)[2] == 1).then_some(())).await;
+        nothing_is_given_up(&pool).await;
+        let cancel = agent.calls().into_iter().find(|call| method(call) == "tasks/cancel").expect("it");
+        assert_eq!((&cancel.body["params"], counts(&agent)[0]), (&json!({"id": "t-1"}), 1));
+    }
+}
+
+async fn nothing_is_given_up(pool: &PgPool) {
+    eventually("it is noted", async || {
+        let left: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM given_up_tasks").fetch_one(pool).await.expect("a count");
+        (left == 0).then_some(())
+    })
+    .await;
 }
 
 /// What the next executor gets for its query, and whether it sends the message again.

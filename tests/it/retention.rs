@@ -136,6 +136,8 @@ async fn ended_runs_are_deleted_after_their_retention_with_all_their_rows(pool: 
         "call_reservations.run_id",
         "call_usage.run_id",
         "dead_letters.run_id",
+        // Deleted when the task has been cancelled, or after five attempts.
+        "given_up_tasks.run_id",
         "idempotency_keys.run_id",
         "outbox.run_id",
         "run_events.run_id",
@@ -147,6 +149,8 @@ async fn ended_runs_are_deleted_after_their_retention_with_all_their_rows(pool: 
         "step_waits.child_run_id",
         "step_waits.run_id",
         "sub_run_counts.root_run_id",
+        // Deleted a day after the run has ended or is gone.
+        "task_pushes.run_id",
         // Kept for days of their own, whatever the retention of runs.
         "trigger_firings.run_id",
         "webhook_deliveries.run_id",

@@ -129,6 +129,8 @@ const SELDOM: &str = "
     INSERT INTO webhooks (id, organization_id, name, lane) VALUES (gen_random_uuid(), 'default', 'push notifications', 1);
     INSERT INTO task_pushes (id, organization_id, run_id, name, url, protocol, sealed, webhook_id, created_by)
         SELECT id, 'default', 'run-1', 'a', 'https://example.com/', '1.0', '{}', id, 'me' FROM webhooks WHERE lane = 1;
+    INSERT INTO given_up_tasks (attempt_id, run_id, organization_id, agent_name, task, cancel_at)
+        VALUES ('a', 'run-1', 'default', 'a', jsonb_build_object('kind', 'a2a', 'id', 't'), now() + interval '1 hour');
     INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, body, state, push_id)
         SELECT id, id, 'default', id, 'run.failed', now(), '{}', 'failed', id FROM webhooks WHERE lane = 1;
     INSERT INTO webhook_attempts (id, delivery_id, created_at, number, started_at, duration_ms, outcome, is_internal)

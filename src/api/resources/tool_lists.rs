@@ -23,7 +23,7 @@ pub async fn keep(app: &App, organization: &OrganizationId, agent: &AgentRow, re
     let (pool, audit) = (app.pool.clone(), app.config.audit);
     let write = async move {
         let checked = Checked::Card { card: read.list, etag: None, signature: None };
-        agent_cards::record(&pool, &owner, checked, audit).await?;
+        agent_cards::record(&pool, &owner, checked, None, audit).await?;
         agent_cards::record_version(&pool, &owner, read.revision).await
     };
     if let Err(error) = db::bounded(write).await {

@@ -4,9 +4,9 @@
 use serde_json::{json, value::RawValue};
 use url::Url;
 
-use super::{AgentError, CallErrorKind, Failure, MAX_ANSWER_BYTES, Wire, json_post};
+use super::{AgentError, CallErrorKind, Failure, LARGE_ANSWER_BYTES, MAX_ANSWER_BYTES, Request, Wire, json_post};
 use crate::{
-    egress::{Body, EventReader},
+    egress::{Body, EventReader, StreamEnd},
     executor::{memory::COUNTED_BYTES, retry::RetryDecision},
     input::{check_json, elements, member, members, object_of, text, to_raw},
 };
@@ -41,35 +41,51 @@ pub(super) async fn complete(
     if !EventReader::is_stream(&response) {
         return wire.read_answer(response).await.map(Streamed::Body);
     }
-    let mut events = EventReader::new(response, &wire.request.executor.clock, MAX_ANSWER_BYTES);
+    let Request { executor, organization, .. } = wire.request;
+    let mut events = EventReader::of_large_events(response, &executor.clock, MAX_ANSWER_BYTES);
     let (mut deltas, mut completion) = (wire.deltas(), Completion::default());
     let mut has_memory = false;
     loop {
-        let event = match events.next().await {
-            Ok(event) if event.data.trim() != DONE => event,
-            // Some endpoints end the stream without a mark.
-            Err(_) if completion.finish_reason.is_none() => {
-                let text = "the event stream ended before the completion";
-                return Err(Failure::new(CallErrorKind::Network, RetryDecision::Later, text));
-            }
-            _ => break,
-        };
-        let chunk = check_json(event.data.as_bytes()).map_err(|fault| {
-            let text = format!("an event of the stream is not JSON: {fault}");
-            Failure::new(CallErrorKind::Invalid, RetryDecision::Never, text)
-        })?;
-        if member(chunk, "error").is_some_and(|error| error.get() != "null") {
-            return Ok(Streamed::Completion(chunk.to_owned()));
-        }
-        if let Some(piece) = completion.add(chunk) {
-            deltas.text(None, true, &piece);
-        }
-        if !has_memory && completion.content.len() >= COUNTED_BYTES {
+        let pulled = events.pull().await;
+        if !has_memory && events.held().max(completion.content.len()) >= COUNTED_BYTES {
             wire.reserve_answer().await?;
             has_memory = true;
         }
+        let event = match pulled {
+            Ok(None) => continue,
+            Ok(Some(event)) if event.data.trim() != DONE => event,
+            Ok(Some(_)) => break,
+            // Some endpoints end the stream without a mark.
+            Err(_) if completion.finish_reason.is_some() => break,
+            Err(StreamEnd::TooLarge) => return Err(too_large()),
+            Err(StreamEnd::Complete | StreamEnd::Broken) => {
+                let text = "the event stream ended before the completion";
+                return Err(Failure::new(CallErrorKind::Network, RetryDecision::Later, text));
+            }
+        };
+        let is_long = event.data.len() > LARGE_ANSWER_BYTES;
+        match executor.work(organization, is_long, || completion.read(&event.data)).await? {
+            Chunk::Piece(piece) => deltas.text(None, true, &piece),
+            Chunk::Error(error) => return Ok(Streamed::Completion(error)),
+            Chunk::Nothing => {}
+        }
     }
     Ok(Streamed::Completion(completion.done()))
+}
+
+/// Failure because of a stream that is larger than an answer may be.
+pub(super) fn too_large() -> Failure {
+    let text = format!("the event stream is larger than {MAX_ANSWER_BYTES} bytes");
+    Failure::new(CallErrorKind::Invalid, RetryDecision::Never, text)
+}
+
+/// What a chunk is.
+enum Chunk {
+    /// It adds this text to the content.
+    Piece(String),
+    /// The error that the stream ends with.
+    Error(Box<RawValue>),
+    Nothing,
 }
 
 /// Completion so far.
@@ -84,6 +100,18 @@ struct Completion {
 }
 
 impl Completion {
+    /// Adds the chunk of an event.
+    fn read(&mut self, data: &str) -> Result<Chunk, Failure> {
+        let chunk = check_json(data.as_bytes()).map_err(|fault| {
+            let text = format!("an event of the stream is not JSON: {fault}");
+            Failure::new(CallErrorKind::Invalid, RetryDecision::Never, text)
+        })?;
+        if member(chunk, "error").is_some_and(|error| error.get() != "null") {
+            return Ok(Chunk::Error(chunk.to_owned()));
+        }
+        Ok(self.add(chunk).map_or(Chunk::Nothing, Chunk::Piece))
+    }
+
     /// Adds a chunk. Returns the text that it adds to the content.
     fn add(&mut self, chunk: &RawValue) -> Option<String> {
         let given = |holder: &RawValue, name: &str| {

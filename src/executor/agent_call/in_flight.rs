@@ -43,6 +43,8 @@ pub(super) enum Form {
     HttpJson,
     /// Of an MCP server.
     Mcp,
+    /// Of the Responses API, where only the status counts.
+    Responses,
 }
 
 /// What an agent has answered to a cancellation.
@@ -61,6 +63,7 @@ impl Cancelled {
     fn of(status: StatusCode, answer: Option<&RawValue>, form: Form) -> Self {
         let is_rest = form == Form::HttpJson;
         let error = match answer {
+            _ if form == Form::Responses => None,
             Some(json) if is_rest => RpcError::of_http(json).filter(|_| !status.is_success()),
             Some(json) => RpcError::of_response(json),
             None => None,
@@ -76,7 +79,9 @@ impl Cancelled {
             // By HTTP+JSON the code is the status.
             Some(_) if !is_rest => Self::Refused,
             _ if status.is_success() => {
-                let is_result = is_rest || answer.is_some_and(|json| matches!(rpc_result(json), Ok(Ok(_))));
+                let is_result = is_rest
+                    || form == Form::Responses
+                    || answer.is_some_and(|json| matches!(rpc_result(json), Ok(Ok(_))));
                 if is_result { Self::Done } else { Self::Refused }
             }
             _ if of_status() => Self::Done,
@@ -126,6 +131,8 @@ pub(super) struct InFlight {
     /// Request that cancels the task.
     cancel: HttpRequest,
     run_id: String,
+    /// Attempt at which the task is kept.
+    attempt_id: String,
     lease_token: Uuid,
     correlation_id: String,
     traceparent: Option<String>,
@@ -148,6 +155,7 @@ impl InFlight {
             agent: Arc::clone(request.agent),
             cancel,
             run_id: request.run_id.to_owned(),
+            attempt_id: request.attempt_id.to_owned(),
             lease_token: request.lease_token,
             correlation_id: request.correlation_id.to_owned(),
             traceparent: request.trace.outgoing(request.span),
@@ -180,6 +188,7 @@ impl Drop for InFlight {
         self.task.clear();
         let (executor, agent, cancel) = (self.executor.clone(), Arc::clone(&self.agent), self.cancel.clone());
         let (run_id, correlation_id) = (mem::take(&mut self.run_id), mem::take(&mut self.correlation_id));
+        let attempt_id = mem::take(&mut self.attempt_id);
         let traceparent = self.traceparent.take();
         // A run whose driver was stopped belongs to another executor, or will soon, unless it was cancelled.
         let own_lease = Some(self.lease_token).filter(|_| !self.stop.is_cancelled());
@@ -189,11 +198,15 @@ impl Drop for InFlight {
                     return;
                 }
                 let names = (correlation_id.as_str(), traceparent);
-                let outcome = match request_cancellation(&executor, &agent, cancel, names).await {
+                let answer = request_cancellation(&executor, &agent, cancel, names).await;
+                let outcome = match &answer {
                     Some(answer) => answer.status().as_u16().to_string(),
                     None => "no answer".to_owned(),
                 };
                 tracing::debug!(run_id, correlation_id, agent = agent.name, outcome, "a task was cancelled");
+                if own_lease.is_none() && answer.is_some_and(|answer| answer.status().is_success()) {
+                    no_more_given_up(&executor, attempt_id).await;
+                }
             };
             if tokio::time::timeout(CANCEL_TIME, cancelling).await.is_err() {
                 tracing::debug!(
@@ -233,6 +246,16 @@ pub(super) async fn request_cancellation(
 ) -> Option<Response> {
     let request = prepare(&executor.egress, agent, cancel, names).await.ok()?;
     request.send().await.ok()
+}
+
+/// Notes that the agent has heard that a task of a cancelled run is not needed any more.
+pub(in crate::executor) async fn no_more_given_up(executor: &Executor, attempt_id: String) {
+    let pool = executor.pool.clone();
+    let noted = db::bounded(async move { db::executions::task_cancelled(&pool, &attempt_id).await });
+    if let Err(error) = noted.await {
+        // It is cancelled once more, which changes nothing.
+        tracing::debug!(error = &error as &dyn std::error::Error, "a cancellation is not noted: {error}");
+    }
 }
 
 /// Whether the run continues under another lease. If the database is down this is unknown, and the task is left alone.
@@ -277,6 +300,10 @@ mod tests {
             (404, reason("TASK_NOT_FOUND"), Form::HttpJson, Cancelled::Done),
             (409, reason("OTHER"), Form::HttpJson, Cancelled::Done),
             (500, reason("OTHER"), Form::HttpJson, Cancelled::Refused),
+            // Of the Responses API.
+            (200, r#"{"id":"r","status":"cancelled","error":null}"#.to_owned(), Form::Responses, Cancelled::Done),
+            (400, r#"{"error":{"message":"it has ended"}}"#.to_owned(), Form::Responses, Cancelled::Done),
+            (503, String::new(), Form::Responses, Cancelled::Refused),
             // Of an MCP server.
             (200, result.clone(), Form::Mcp, Cancelled::Done),
             (200, error(-32602), Form::Mcp, Cancelled::Done),

@@ -10,13 +10,13 @@ use super::{
     CallErrorKind, Failure, Wire,
     background::{self, Polled, Work},
     chat::{as_failure, error_in, explain, json_of, refused},
-    in_flight::InFlight,
+    in_flight::{Cancelled, Form, InFlight, request_cancellation},
     remote_task,
     responses_stream::{self, Streamed},
 };
 use crate::{
     agent::{ResponsesConfig, model_url},
-    executor::{agent_cards::HttpRequest, retry::RetryDecision},
+    executor::{Executor, agent_cards::HttpRequest, agents::Agent, retry::RetryDecision},
     input::{elements, member, members, object_of, text, to_raw},
     mapping,
     usage::Usage,
@@ -98,6 +98,17 @@ fn begun(wire: &Wire<'_>, config: &ResponsesConfig, response: &RawValue) -> Resu
 fn in_flight(wire: &Wire<'_>, base: &Url, id: String) -> InFlight {
     let cancel = request_about(Method::POST, of_response(base, &id, Some("cancel")));
     InFlight::cancelled_by(&wire.request, cancel, id)
+}
+
+/// Requests the cancellation of a response; `None`: there is no answer.
+pub(in crate::executor) async fn cancel_response(
+    executor: &Executor,
+    agent: &Agent,
+    id: &str,
+    names: (&str, Option<String>),
+) -> Option<Cancelled> {
+    let cancel = request_about(Method::POST, of_response(agent.url.as_ref()?, id, Some("cancel")));
+    Cancelled::read(request_cancellation(executor, agent, cancel, names).await?, Form::Responses, &executor.clock).await
 }
 
 /// Response in the background.

@@ -6,6 +6,7 @@ use url::Url;
 use super::{
     CallErrorKind, Failure, LARGE_ANSWER_BYTES, MAX_ANSWER_BYTES, Request, Wire,
     chat::{as_failure, explain},
+    chat_stream::too_large,
     json_post,
 };
 use crate::{
@@ -55,10 +56,7 @@ pub(super) async fn complete(
                 }
                 continue;
             }
-            Err(StreamEnd::TooLarge) => {
-                let text = format!("the event stream is larger than {MAX_ANSWER_BYTES} bytes");
-                return Err(Failure::new(CallErrorKind::Invalid, RetryDecision::Never, text));
-            }
+            Err(StreamEnd::TooLarge) => return Err(too_large()),
             Ok(Some(_)) | Err(_) => {
                 let text = "the event stream ended before the response";
                 return Err(Failure::new(CallErrorKind::Network, RetryDecision::Later, text));

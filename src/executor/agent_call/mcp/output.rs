@@ -6,7 +6,12 @@ use super::{
     super::{CallErrorKind, Failure, Request, Wire},
     invalid,
 };
-use crate::{executor::retry::RetryDecision, input::member, mcp::reply::ToolResult, usage::Usage};
+use crate::{
+    executor::{agents::Protocol, retry::RetryDecision},
+    input::member,
+    mcp::reply::ToolResult,
+    usage::Usage,
+};
 
 /// Output of a tool.
 pub(super) struct ToolOutput {
@@ -37,7 +42,8 @@ pub(super) async fn checked(wire: &Wire<'_>, done: ToolOutput) -> Result<Box<Raw
     let Request { executor, agent, organization, .. } = &wire.request;
     let ToolOutput { output, is_structured } = done;
     let structured = member(&output, "data").filter(|_| is_structured);
-    let Some((structured, schema)) = structured.zip(executor.mcp_servers.output_schema(agent)) else {
+    let (Some(structured), Protocol::Mcp(config)) = (structured, &agent.protocol) else { return Ok(output) };
+    let Some(schema) = executor.mcp_servers.output_schema(agent, organization, config).await else {
         return Ok(output);
     };
     match schema.violation(&executor.offload, organization, structured).await {
