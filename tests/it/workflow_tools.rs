@@ -516,15 +516,26 @@ async fn workflows_are_found_and_runs_listed_for_the_organisation_of_the_caller_
     let seen = names(&viewer.result(service, "tools/list", &json!({})).await);
     assert_eq!(seen, ["run_await", "run_get", "runs_list", "workflows_search"]);
     for name in ["pause", "run_start", "run_cancel", "approval_answer"] {
-        let answer = viewer.send(service, "tools/call", &json!({"name": name, "arguments": {}})).await;
-        assert_eq!(answer.error(403)["code"], "forbidden", "{name}");
+        let refused = viewer.tool(service, name, &json!({})).await;
+        let expected = "The caller may not do this: it needs ";
+        assert!(refused["isError"] == true && said(&refused).starts_with(expected), "{name}: {refused}");
     }
     let bound = client("b", "one", "operator", json!(["another"])).await;
     let seen = names(&bound.result(service, "tools/list", &json!({})).await);
     assert_eq!(seen, ["approval_answer", "run_await", "run_cancel", "run_get", "run_start"]);
     assert_eq!(bound.tool(service, "run_get", &json!({"run_id": id})).await["isError"], true);
-    let answer = bound.send(service, "tools/call", &json!({"name": "runs_list", "arguments": {}})).await;
-    assert_eq!(answer.error(403)["code"], "key_is_bound");
+    for name in ["runs_list", "workflows_search"] {
+        let refused = bound.tool(service, name, &json!({})).await;
+        let expected = "The API key is bound to workflows, and the tool lists others too";
+        assert_eq!((&refused["isError"], said(&refused)), (&json!(true), expected), "{name}");
+    }
+    // What is no tool has an error of the protocol.
+    let tasks = Client { capabilities: json!({"extensions": {"io.modelcontextprotocol/tasks": {}}}), ..viewer };
+    for method in ["tasks/update", "tasks/cancel"] {
+        let answer = tasks.send(service, method, &json!({"taskId": id, "inputResponses": {}})).await.expect(200);
+        let error = json!({"code": -32602, "message": "The caller may not do this: it needs runs:write"});
+        assert_eq!(answer["error"], error, "{method}");
+    }
     assert_eq!(Client::default().send(service, "tools/list", &json!({})).await.error(401)["code"], "unauthorized");
 }
 

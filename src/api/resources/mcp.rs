@@ -1,7 +1,8 @@
 //! Workflows as MCP tools: `/mcp`, revision 2026-07-28 and older ones, without sessions.
 //!
-//! Errors of the request itself (credentials, permissions, limits, an unavailable database) have their own HTTP status and
-//! the body of every error; errors of the protocol are JSON-RPC errors; what a model can correct is the result of its tool.
+//! Errors of the request itself (credentials, limits, an unavailable database) have their own HTTP status and the body of
+//! every error; errors of the protocol are JSON-RPC errors; what a model can react to is the result of its tool. So is
+//! what the caller may not do: to clients, a status of HTTP is the end of the connection.
 
 mod elicitation;
 mod fixed;
@@ -20,7 +21,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{json, value::RawValue};
 
 use self::{
-    outcome::output_of,
+    outcome::{output_of, refused_result},
     protocol::{Client, Refusal, check_origin, refused},
 };
 use crate::{
@@ -107,7 +108,7 @@ struct McpCall {
         (status = 200, description = "A JSON-RPC response", body = HashMap<String, Value>),
         (status = 202, description = "The notification was accepted"),
         (status = 400, description = "The request breaks a rule of the protocol", body = HashMap<String, Value>),
-        (status = 403, description = "The caller may not do this, or a page of another origin sends the request", body = ErrorBody),
+        (status = 403, description = "A page of another origin sends the request", body = ErrorBody),
         (status = 404, description = "The revision has no such method", body = HashMap<String, Value>),
         (status = 409, description = "A request with this key is under way", body = ErrorBody),
         (status = 413, body = ErrorBody),
@@ -149,6 +150,9 @@ pub async fn call_mcp(
             Ok(response)
         }
         Err(Failure::Rpc(refusal)) => Ok(refused(Some(&id), &refusal)),
+        Err(Failure::Http(error)) if error.status() == StatusCode::FORBIDDEN => {
+            Ok(refused(Some(&id), &(StatusCode::OK, RpcError::new(INVALID_PARAMS, error.detail()))))
+        }
         Err(Failure::Http(error)) => Err(error),
     }
 }
@@ -172,7 +176,10 @@ impl McpCall {
             "server/discover" if self.client.is_modern => Ok(self.discover()),
             "ping" => Ok(self.client.result("complete", &[])),
             "tools/list" => self.list_tools().await,
-            "tools/call" => self.call_tool().await,
+            "tools/call" => match self.call_tool().await {
+                Err(Failure::Http(error)) => refused_result(self.client, error),
+                answer => answer,
+            },
             "resources/list" => Ok(self.client.cacheable(&[("resources", &to_raw(&[(); 0]))])),
             "resources/templates/list" => {
                 let template = json!([{

@@ -7,7 +7,7 @@ use serde_json::{json, value::RawValue};
 
 use super::{
     Failure, McpCall,
-    outcome::{error_result, refused_result, run_result, value_result},
+    outcome::{error_result, run_result, value_result},
 };
 use crate::{
     access::Permission,
@@ -187,16 +187,15 @@ impl McpCall {
     /// Calls a tool that is always there.
     pub(super) async fn call_fixed(&mut self, tool: &Fixed, arguments: &RawValue) -> Result<Box<RawValue>, Failure> {
         tool.authorize(&self.caller)?;
-        let result = match tool.kind {
-            Kind::ApprovalAnswer => self.answer_approval(arguments).await,
-            Kind::RunAwait => self.await_run(arguments).await,
-            Kind::RunCancel => self.cancel(arguments).await,
-            Kind::RunGet => self.get_run(arguments).await,
-            Kind::RunStart => return self.start_run(arguments).await,
-            Kind::RunsList => self.list_runs(arguments).await,
-            Kind::WorkflowsSearch => self.search(arguments).await,
-        };
-        result.or_else(|error| refused_result(self.client, error))
+        match tool.kind {
+            Kind::ApprovalAnswer => Ok(self.answer_approval(arguments).await?),
+            Kind::RunAwait => Ok(self.await_run(arguments).await?),
+            Kind::RunCancel => Ok(self.cancel(arguments).await?),
+            Kind::RunGet => Ok(self.get_run(arguments).await?),
+            Kind::RunStart => self.start_run(arguments).await,
+            Kind::RunsList => Ok(self.list_runs(arguments).await?),
+            Kind::WorkflowsSearch => Ok(self.search(arguments).await?),
+        }
     }
 
     /// The run in a result.
@@ -233,15 +232,11 @@ impl McpCall {
     }
 
     async fn start_run(&mut self, arguments: &RawValue) -> Result<Box<RawValue>, Failure> {
-        let read = read(arguments, &["workflow", "input", "wait_seconds"], |object, errors| {
+        let (workflow, input, secs) = read(arguments, &["workflow", "input", "wait_seconds"], |object, errors| {
             let workflow = object.required("workflow", errors, id);
             let input = object.nullable("input", errors, Node::free_object);
             (workflow, input, object.nullable("wait_seconds", errors, |node| node.int(0..=MAX_WAIT_SECS)))
-        });
-        let (workflow, input, secs) = match read {
-            Ok(read) => read,
-            Err(error) => return refused_result(self.client, error),
-        };
+        })?;
         let name = workflow.unwrap_or_default();
         let bound = self.caller.grant.workflows.as_ref();
         let found = if bound.is_none_or(|bound| bound.contains(&name)) {
@@ -257,10 +252,8 @@ impl McpCall {
         };
         let key = self.key("run_start", arguments)?;
         let input = input.unwrap_or_else(|| object_of([]));
-        match self.start(found.id, name, input, key).await {
-            Ok(row) => self.awaited(row, seconds(secs, 10)).await,
-            Err(error) => refused_result(self.client, error),
-        }
+        let row = self.start(found.id, name, input, key).await?;
+        self.awaited(row, seconds(secs, 10)).await
     }
 
     async fn answer_approval(&mut self, arguments: &RawValue) -> Result<Box<RawValue>, ApiError> {

@@ -93,16 +93,17 @@ pub fn error_result(client: Client, text: &str) -> Box<RawValue> {
     tool_result(client, &[text_content(text)], None, true)
 }
 
-/// The result of a tool that was refused, if a model can correct that; otherwise the error of the request.
+/// The result of a tool that was refused, if a model can react to that; otherwise the error of the request.
 pub fn refused_result(client: Client, error: ApiError) -> Result<Box<RawValue>, Failure> {
-    let is_corrigible = [
+    let is_for_model = [
         StatusCode::BAD_REQUEST,
+        StatusCode::FORBIDDEN,
         StatusCode::NOT_FOUND,
         StatusCode::GONE,
         StatusCode::PAYLOAD_TOO_LARGE,
         StatusCode::UNPROCESSABLE_ENTITY,
     ];
-    if !is_corrigible.contains(&error.status()) {
+    if !is_for_model.contains(&error.status()) {
         return Err(error.into());
     }
     let faults = error.errors().iter().map(|fault| {

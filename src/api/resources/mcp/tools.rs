@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use sha2::{Digest as _, Sha256};
 
-use super::{Failure, McpCall, fixed, invalid, outcome::refused_result};
+use super::{Failure, McpCall, fixed, invalid};
 use crate::{
     access::Permission,
     api::{
@@ -169,10 +169,8 @@ impl McpCall {
         });
         let ExposedWorkflow { id, name: workflow, .. } = workflow.ok_or_else(unknown)?;
         let key = self.key(&name, arguments)?;
-        match self.start(id, workflow, arguments.to_owned(), key).await {
-            Ok(row) => self.awaited(row, WAIT).await,
-            Err(error) => refused_result(self.client, error),
-        }
+        let row = self.start(id, workflow, arguments.to_owned(), key).await?;
+        self.awaited(row, WAIT).await
     }
 
     /// Starts a run.
