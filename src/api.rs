@@ -125,6 +125,7 @@ const ROOT: &[MakeHandlers] = &[
     || routes!(system::get_detailed_health),
     || routes!(system::get_metrics),
     || routes!(a2a::card::get_agent_card),
+    || routes!(a2a::card::get_agent_card_0_2),
     || routes!(a2a::call_agent),
     || routes!(mcp::call_mcp),
 ];

@@ -92,6 +92,20 @@ impl FieldError {
     }
 }
 
+/// Maximum number of errors in a sentence.
+const MAX_IN_WORDS: usize = 10;
+
+/// The errors as one line for people, for answers that have no list of them. Their fields are named below `root`.
+#[must_use]
+pub fn in_words(errors: &[FieldError], root: &str) -> String {
+    let of_error = |FieldError { field, message, .. }: &FieldError| match field.strip_prefix(root) {
+        Some("") => message.clone(),
+        Some(below) => format!("{}: {message}", below.trim_start_matches('.')),
+        None => format!("{field}: {message}"),
+    };
+    errors.iter().take(MAX_IN_WORDS).map(of_error).collect::<Vec<_>>().join("; ")
+}
+
 /// Member of a partial update: it can be left unchanged, cleared, or set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Patch<T> {

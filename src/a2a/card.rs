@@ -26,11 +26,9 @@ pub enum Binding {
 
 impl Binding {
     fn read(name: &str) -> Self {
-        match name {
-            "JSONRPC" => Self::JsonRpc,
-            "HTTP+JSON" => Self::HttpJson,
-            other => Self::Other(other.to_owned()),
-        }
+        // Some agents write the names in small letters.
+        let known = [Self::JsonRpc, Self::HttpJson].into_iter().find(|known| known.as_str().eq_ignore_ascii_case(name));
+        known.unwrap_or_else(|| Self::Other(name.to_owned()))
     }
 
     /// Name on the wire.
@@ -226,6 +224,7 @@ mod tests {
         let (rpc1, rpc03) = (one("JSONRPC", "1.0", "rpc1"), one("JSONRPC", "0.3", "rpc03"));
         let (rest1, rest03) = (one("HTTP+JSON", "1.0", "rest1"), one("HTTP+JSON", "0.3", "rest03"));
         let (grpc, next) = (one("GRPC", "1.0", "grpc"), one("JSONRPC", "2.0", "next"));
+        let (small, small_rest) = (one("jsonrpc", "1.2", "small"), one("http+json", "1.0", "small rest"));
         let of = |interfaces: &[&String]| {
             let list = interfaces.iter().map(|it| it.as_str()).collect::<Vec<_>>().join(",");
             format!(r#"{{"supportedInterfaces":[{list}]}}"#)
@@ -235,6 +234,8 @@ mod tests {
             (of(&[&grpc, &rest1, &rpc03]), Ok(Some(("rpc03", Version::V03)))),
             (of(&[&grpc, &rest1]), Ok(Some(("rest1", Version::V1)))),
             (of(&[&grpc]), Err("GRPC 1.0")),
+            (of(&[&small]), Ok(Some(("small", Version::V1)))),
+            (of(&[&small_rest]), Ok(Some(("small rest", Version::V1)))),
             (of(&[&grpc, &rest03, &next, &grpc]), Err("GRPC 1.0, HTTP+JSON 0.3, JSONRPC of another version")),
             (of(&[]), Ok(None)),
             (r#"{"supportedInterfaces":"no"}"#.to_owned(), Ok(None)),

@@ -17,7 +17,7 @@ use crate::{
     id,
     input::{self, FieldError, member, text},
     offload::{Offload, Overloaded},
-    workflow::InputSchema,
+    workflow::{InputSchema, wait_config::check_decision},
 };
 
 /// Result of an answer.
@@ -194,19 +194,3 @@ async fn check_answer(
         }
     }
 }
-
-/// Checks that a decision is an object with `approved` and an optional comment. An authorisation that an agent needs
-/// has nothing but `approved`, so that no secret is stored here.
-fn check_decision(answer: &RawValue, is_authorisation: bool) -> Result<(), Vec<FieldError>> {
-    let body = input::Object::body(answer)?;
-    let mut errors = Vec::new();
-    if is_authorisation {
-        body.only(&["approved"], &mut errors);
-    }
-    body.required("approved", &mut errors, input::Node::boolean);
-    body.nullable("comment", &mut errors, |node| node.string(0..=MAX_COMMENT_CHARS));
-    if errors.is_empty() { Ok(()) } else { Err(errors) }
-}
-
-/// Maximum number of characters of a comment to a decision.
-const MAX_COMMENT_CHARS: usize = 2000;

@@ -70,7 +70,8 @@ pub(super) async fn create_in(
     Ok(row)
 }
 
-/// Changes the members that are set in the patch. `updated_at` changes only if the agent differs afterwards.
+/// Changes the members that are set in the patch. `updated_at` changes only if the agent differs afterwards;
+/// a change of its card is accepted in any case.
 pub async fn update_agent(
     pool: &db::Pool,
     context: Context<'_>,
@@ -81,7 +82,8 @@ pub async fn update_agent(
         if patch.status.is_some() {
             context.hold_quota(transaction, context.organization(), Countable::Agents).await?;
         }
-        update_in(transaction, context, id, patch).await?;
+        let row = update_in(transaction, context, id, patch).await?;
+        db::agent_cards::accept(&mut *transaction, id, &row.url).await?;
         let found = db::agents::find_to_show(transaction, context.organization(), id).await?;
         found.ok_or(SaveAgentError::NotFound)
     })

@@ -150,6 +150,14 @@ pub async fn record(
     .await
 }
 
+/// Accepts the changes of the agent's card so far. `url` is the agent's.
+pub async fn accept(db: impl PgExecutor<'_>, agent_id: Uuid, url: &str) -> Result<(), Error> {
+    let sql = "UPDATE agent_cards SET changed_at = NULL, changed_members = NULL
+               WHERE agent_id = $1 AND url_digest = sha256(convert_to($2, 'UTF8')) AND changed_at IS NOT NULL";
+    sqlx::query(sql).bind(agent_id).bind(url).execute(db).await?;
+    Ok(())
+}
+
 /// Notes the version in which the agent answered.
 pub async fn record_version(pool: &Pool, owner: &CardOwner, version: &str) -> Result<(), Error> {
     in_transaction(pool, async |transaction| -> Result<(), Error> {

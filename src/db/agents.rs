@@ -326,6 +326,18 @@ pub async fn statuses(
     Ok(sqlx::query_as(sql).bind(names).bind(organization.as_str()).fetch_all(conn).await?)
 }
 
+/// Names of these agents of the organisation, with the kinds of each and of its fallbacks.
+pub async fn kinds(
+    db: impl PgExecutor<'_>,
+    organization: &OrganizationId,
+    names: &[String],
+) -> Result<Vec<(String, Vec<String>)>, Error> {
+    let sql = "SELECT a.name, a.kind || ARRAY(SELECT f.kind FROM agents f
+                   WHERE f.organization_id = a.organization_id AND f.name = ANY (a.fallbacks))
+               FROM agents a WHERE a.name = ANY ($1) AND a.organization_id = $2";
+    Ok(sqlx::query_as(sql).bind(names).bind(organization.as_str()).fetch_all(db).await?)
+}
+
 /// Fallback that cannot be called.
 #[derive(Debug, sqlx::FromRow)]
 pub struct UnusableFallback {

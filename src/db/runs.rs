@@ -59,6 +59,9 @@ pub struct RunRow {
     pub flow_stage: Option<String>,
     pub flow_state: Option<String>,
     pub flow_key: Option<String>,
+    /// In a list: whether it has failed because a limit was used up.
+    #[sqlx(default)]
+    pub is_over_budget: bool,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, workflow_version, status, input_data, \

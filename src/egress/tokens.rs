@@ -8,6 +8,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose};
 use http::{HeaderValue, Method, header};
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use url::form_urlencoded::{Serializer, byte_serialize};
 
 use super::{Egress, cause_of, read_body, was_not_allowed};
@@ -15,6 +16,7 @@ use crate::{
     agent::ClientCredentials,
     cache::{Cache, SingleFlight},
     clock::Clock,
+    input::text,
 };
 
 /// Maximum number of cached tokens.
@@ -142,7 +144,7 @@ impl Tokens {
         }
         let mut value = HeaderValue::try_from(format!("Bearer {}", answer.access_token)).map_err(|_| wrong())?;
         value.set_sensitive(true);
-        let validity = answer.expires_in.map_or(DEFAULT_VALIDITY, |secs| {
+        let validity = answer.expires_in().map_or(DEFAULT_VALIDITY, |secs| {
             Duration::try_from_secs_f64(secs).unwrap_or(LONGEST_VALIDITY).min(LONGEST_VALIDITY)
         });
         Ok(Token { value, until: asked_at + validity.saturating_sub(MARGIN) })
@@ -164,7 +166,15 @@ fn form(client: &ClientCredentials) -> String {
 struct Answer {
     access_token: String,
     token_type: String,
-    expires_in: Option<f64>,
+    expires_in: Option<Box<RawValue>>,
+}
+
+impl Answer {
+    /// Seconds for which the token is valid. Some endpoints give them as a text.
+    fn expires_in(&self) -> Option<f64> {
+        let given = self.expires_in.as_deref()?;
+        text(given).unwrap_or_else(|| given.get().to_owned()).trim().parse().ok()
+    }
 }
 
 #[cfg(test)]
@@ -224,6 +234,21 @@ mod tests {
         assert_eq!(asked.load(SeqCst), 3);
         let other = ClientCredentials { client_secret: "other".to_owned(), ..client.clone() };
         assert!(tokens.header(&egress, &other).await.is_err(), "the endpoint closes the connection");
+    }
+
+    #[tokio::test]
+    async fn the_validity_of_a_token_may_be_a_text() {
+        let (_, client) =
+            endpoint(|number| format!(r#"{{"access_token":"t{number}","token_type":"bearer","expires_in":"3600"}}"#))
+                .await;
+        let clock = Clock::stopped();
+        let (tokens, egress) = (Tokens::new(clock.clone()), egress());
+        let get = async || tokens.header(&egress, &client).await.expect("a token").to_str().expect("ASCII").to_owned();
+        assert_eq!(get().await, "Bearer t0");
+        clock.advance(Duration::from_mins(50));
+        assert_eq!(get().await, "Bearer t0");
+        clock.advance(Duration::from_mins(10));
+        assert_eq!(get().await, "Bearer t1");
     }
 
     #[tokio::test]

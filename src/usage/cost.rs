@@ -59,6 +59,13 @@ impl Cost {
         if number.starts_with('-') {
             return Err(rule("must not be negative".to_owned()));
         }
+        // More than fits is no number that `parse` knows.
+        let is_huge = || {
+            number.starts_with(|c: char| c.is_ascii_digit()) && number.parse::<f64>().is_ok_and(|it| it > most as f64)
+        };
+        if is_huge() {
+            return Err(rule(format!("must be at most {most}")));
+        }
         let read = Self::parse(&number).filter(|cost| cost.0.is_multiple_of(10_u128.pow(PLACES - places)));
         let cost =
             read.ok_or_else(|| rule(format!("must be a decimal number with at most {places} decimal places")))?;
@@ -167,6 +174,9 @@ mod tests {
             ("true", "decimal number"),
             ("0.0000001", "6 decimal places"),
             ("11", "at most 10"),
+            ("1000000000000000000000000000000", "at most 10"),
+            ("\"1e400\"", "at most 10"),
+            ("\"inf\"", "decimal"),
             ("\"x\"", "decimal"),
             ("[]", "decimal"),
         ] {

@@ -149,6 +149,12 @@ impl<'a> Check<'a> {
             let message = format!("The step will fail, since its condition is not valid: {fault}");
             self.warnings.push(FieldError::new(field, "malformed_condition", message));
         }
+        for member in step.conversation_members().filter(|_| step.kind != StepKind::Agent) {
+            let field = format!("body.steps.{}.{member}", step.id);
+            let message =
+                format!("The member has no effect: only steps of the type {} use it", StepKind::Agent.as_str());
+            self.warnings.push(FieldError::new(field, "member_without_effect", message));
+        }
         let mut known = HashSet::new();
         for (member, reference) in references(step) {
             if self.work > MAX_WORK || self.warnings.len() >= MAX_WARNINGS {

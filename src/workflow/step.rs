@@ -213,6 +213,17 @@ impl Callee {
 }
 
 impl Step {
+    /// Members about the questions of its agent and its conversation that it has.
+    pub fn conversation_members(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let given = [
+            ("on_question", self.on_question.is_some()),
+            ("question_config", self.question_config.is_some()),
+            ("context_id", self.context_id.is_some()),
+            ("task_id", self.task_id.is_some()),
+        ];
+        given.into_iter().filter(|(_, is_given)| *is_given).map(|(member, _)| member)
+    }
+
     /// Members that are read, in the order of the normal form.
     pub(super) const MEMBERS: [&'static str; 20] = [
         "id",

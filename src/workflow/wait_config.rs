@@ -7,10 +7,13 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::reading::{ID_CHARS, one_of};
-use crate::input::{FieldError, Node, Read, iso_8601, text};
+use crate::input::{FieldError, Node, Object, Read, iso_8601, text};
 
 /// Maximum wait and time limit, ten years: longer ones are rejected as mistakes.
 pub const MAX_WAIT_SECS: i64 = 315_576_000;
+
+/// Maximum number of characters of a comment to a decision.
+const MAX_COMMENT_CHARS: usize = 2000;
 
 /// Range of a step's time limit in seconds.
 pub(super) const TIMEOUT_SECS: RangeInclusive<i64> = 1..=MAX_WAIT_SECS;
@@ -154,6 +157,19 @@ pub fn near(instant: DateTime<Utc>, now: DateTime<Utc>) -> Result<DateTime<Utc>,
 /// are rejected, since they differ in length.
 pub fn iso_duration(text: &str) -> Result<f64, String> {
     crate::input::iso_duration(text).and_then(bounded)
+}
+
+/// Checks that a decision is an object with `approved` and an optional comment. An authorisation that an agent needs
+/// has nothing but `approved`, so that no secret is stored here.
+pub fn check_decision(answer: &RawValue, is_authorisation: bool) -> Read<()> {
+    let body = Object::body(answer)?;
+    let mut errors = Vec::new();
+    if is_authorisation {
+        body.only(&["approved"], &mut errors);
+    }
+    body.required("approved", &mut errors, Node::boolean);
+    body.nullable("comment", &mut errors, |node| node.string(0..=MAX_COMMENT_CHARS));
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 #[cfg(test)]

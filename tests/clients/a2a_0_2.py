@@ -1,6 +1,6 @@
 """A workflow as an agent, called by the official client of A2A 0.2 (the package a2a-sdk, line 0.2).
 
-Its methods are those of 0.3. It looks for cards at another path, so it is given that of 0.3.
+Its methods are those of 0.3. It looks for cards at another path.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ def sent(text, **ids):
 async def main():
     name = define({"a2a": True})
     async with httpx.AsyncClient(timeout=70) as http:
-        resolver = A2ACardResolver(http, f"{URL}/a2a/default/{name}", "/.well-known/agent-card.json")
+        resolver = A2ACardResolver(http, f"{URL}/a2a/default/{name}")
         card = await resolver.get_agent_card()
         client = A2AClient(http, agent_card=card)
 

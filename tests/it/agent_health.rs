@@ -92,8 +92,13 @@ async fn an_agent_is_unhealthy_if_its_answer_is_no_card(pool: PgPool) {
 async fn an_agent_is_unhealthy_if_it_does_not_answer(pool: PgPool) {
     let (service, address) = (Service::start(&pool), agents().await);
     let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let half = listener.local_addr().expect("an address");
+    let silent_later = Router::new().route("/.well-known/agent.json", get(std::future::pending::<()>));
+    tokio::spawn(async move { axum::serve(listener, silent_later).await });
     for (name, url, gist) in [
         ("silent", format!("{address}/silent"), "1000 ms"),
+        ("silent later", format!("http://{half}/"), "1000 ms"),
         ("closed", format!("http://{closed}/"), "The agent cannot be reached: Connection refused"),
         ("tls", address.replace("http:", "https:"), "The agent cannot be reached: received corrupt message"),
         ("name", "http://nowhere.invalid/".to_owned(), "The agent cannot be reached: failed to lookup address"),

@@ -163,7 +163,8 @@ async fn a_question_fails_a_step_that_does_not_answer_and_leaves_no_task_behind(
     world.service.post("/api/v1/agents", &other).await.expect(201);
     for on_question in [Value::Null, json!("output")] {
         let failed = world.run("ask", &step(&on_question), &json!({})).await;
-        let cause = "Step 'ask' failed: agent 'a': the tool asks for more input, which a step cannot give: Number 0?";
+        let cause = "Step 'ask' failed: agent 'a': the tool asks for more input, which a step gives only with \
+                     on_question: \"ask\": Number 0?";
         assert_eq!(failed.cause(), cause);
         let mut steps = step(&on_question);
         steps["ask"]["agent_name"] = json!("b");

@@ -399,10 +399,18 @@ async fn a_card_is_asked_for_again_with_its_etag_and_a_change_is_drift_and_audit
     let entry = &audit["items"][0];
     assert_eq!((&entry["entity_type"], &entry["entity_name"]), (&json!("agent"), &json!("a")), "{audit}");
     assert_eq!(entry["after"]["card"], json!({"changed": ["version"], "signature": "absent"}));
-    // Saving the agent accepts the change.
+    // Saving the agent accepts the change, also with the values that it has.
     let path = format!("/api/v1/agents/{}", shown["id"].as_str().expect("an id"));
+    let saved = world.service.put(&path, &json!({"url": shown["url"], "description": null})).await.expect(200);
+    assert_eq!((&saved["card"]["drift"], &saved["updated_at"]), (&json!(null), &shown["updated_at"]));
+    assert_eq!(self::shown(&world).await["card"]["drift"], json!(null));
+    sqlx::query("UPDATE agent_cards SET changed_at = now(), changed_members = '{version}'")
+        .execute(&pool)
+        .await
+        .expect("done");
+    assert_eq!(self::shown(&world).await["card"]["drift"]["members"], json!(["version"]));
     world.service.put(&path, &json!({"description": "seen"})).await.expect(200);
-    assert!(self::shown(&world).await["card"]["drift"].is_null());
+    assert_eq!(self::shown(&world).await["card"]["drift"], json!(null));
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

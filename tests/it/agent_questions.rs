@@ -512,5 +512,5 @@ async fn a_test_of_a_workflow_asks_as_its_mocks_say(pool: PgPool) {
     let output = test(asking_step("ask", &json!({"on_question": "output"})), nobody).await;
     assert_eq!(output["output_data"]["question"], "Which?", "{output}");
     let few = test(asking_step("ask", &json!({"question_config": {"max_rounds": 1}})), mock).await;
-    assert!(few["error_message"].as_str().is_some_and(|cause| cause.ends_with("more than 1 questions")), "{few}");
+    assert!(few["error_message"].as_str().is_some_and(|cause| cause.ends_with("more than 1 question")), "{few}");
 }

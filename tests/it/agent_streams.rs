@@ -309,6 +309,37 @@ async fn a_task_whose_stream_is_silent_is_queried(pool: PgPool) {
     assert_eq!(world.end(run_id).await.output()["text"], "the whole answer");
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_task_whose_stream_has_only_comments_is_queried(pool: PgPool) {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let (agent, url) = Agent::start_with(streaming, move |_, call| match call.body["method"].as_str() {
+        Some("SendStreamingMessage") => {
+            let begin = of_task(call, &[json!({"task": task("WORKING")}), piece("the ", false)]);
+            let begin = begin.iter().map(|event| format!("data: {event}\n\n")).collect::<Vec<_>>().concat();
+            let comments = futures_util::stream::unfold(Arc::clone(&held), |gate| async move {
+                gate.acquire().await.expect("never closed").forget();
+                Some((Ok::<_, std::io::Error>(Bytes::from(": alive\n\n")), gate))
+            });
+            let first = futures_util::stream::iter([Ok(Bytes::from(begin))]);
+            let body = Body::from_stream(futures_util::StreamExt::chain(first, comments));
+            ([("content-type", "text/event-stream")], body).into_response()
+        }
+        _ => rpc(call, &task("COMPLETED")),
+    })
+    .await;
+    let world = world(&pool, &json!({"url": url, "timeout_ms": 300_000})).await;
+    let run_id = begin(&world, json!({"text": "x"})).await;
+    Watched::open(&world.service, &run_id).await.named("step.output.delta").await;
+    let is_queried = async || {
+        gate.add_permits(1);
+        world.service.clock.advance(Duration::from_secs(2));
+        (methods(&agent) == ["SendStreamingMessage", "GetTask"]).then_some(())
+    };
+    eventually("the task is queried", is_queried).await;
+    assert_eq!(world.end(run_id).await.output()["text"], "the whole answer");
+}
+
 /// A model may think for longer than that between two events, and a second call would be paid for too.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn the_stream_of_a_model_may_be_silent_for_as_long_as_the_agent_has_time(pool: PgPool) {

@@ -201,6 +201,8 @@ async fn a_skipped_start_is_a_run_that_has_ended_and_its_repeat_gives_the_same(p
     assert_eq!((id(&again), &again["status"]), (id(&skipped), &json!("CANCELLED")));
     let read = run(service, id(&skipped)).await;
     assert_eq!((&read["error_code"], &read["waiting"]), (&json!("skipped_by_concurrency"), &Value::Null));
+    let listed = service.get("/api/v1/runs?status=CANCELLED").await.expect(200);
+    assert_eq!(listed["items"][0]["error_code"], "skipped_by_concurrency", "{listed}");
     let headers = [("content-type", "application/json"), ("prefer", "wait=60")];
     let waited = service.send("POST", &path, &headers, json!({"input_data": {"n": 3}}).to_string()).await.expect(200);
     assert_eq!(waited["error_code"], "skipped_by_concurrency");

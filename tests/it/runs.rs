@@ -39,7 +39,7 @@ async fn a_run_of_another_program_has_every_member(pool: PgPool) {
     insert_run(&pool, "ext-1", "RUNNING", "2026-02-03 09:00:00").await;
     let mut expected = json!({
         "id": "ext-1", "run_id": "ext-1", "workflow_id": "wf-a-1", "workflow_name": "a", "workflow_definition_id": null,
-        "workflow_version": null, "status": "RUNNING", "input_data": null, "triggered_by": null, "cancelled_by": null, "error_message": null,
+        "workflow_version": null, "status": "RUNNING", "input_data": null, "triggered_by": null, "cancelled_by": null, "error_message": null, "error_code": null,
         "created_at": "2026-02-03T09:00:00Z", "updated_at": "2026-02-03T09:00:00Z", "completed_at": null,
         "cancelled_at": null, "priority": 5, "paused_at": null, "parent_run_id": null, "parent_step_id": null,
         "limits": null, "flow_control": null, "trigger": null,

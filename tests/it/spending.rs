@@ -209,6 +209,8 @@ async fn a_limit_of_cost_counts_the_calls_of_tools(pool: PgPool) {
     let id = define(&world.service, "three", ("s0", &chain(3)), json!({"cost": 1, "tokens": 1})).await;
     let ended = run(&world, &id, Value::Null).await;
     assert_exceeded(&ended, "cost");
+    let listed = world.service.get("/api/v1/runs").await.expect(200);
+    assert_eq!(listed["items"][0]["error_code"], "budget_exceeded", "{listed}");
     assert_eq!((&ended.run["usage"]["calls"], &ended.run["usage"]["cost"]), (&json!(2), &json!("0.8")));
     let calls = tool.calls().iter().filter(|call| call.body["method"] == "tools/call").count();
     assert_eq!(calls, 2);

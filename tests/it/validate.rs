@@ -110,3 +110,52 @@ async fn what_cannot_be_meant_is_a_warning(pool: PgPool) {
     let path = format!("/api/v1/workflows/{}", created["id"].as_str().expect("an id"));
     assert_eq!(service.get(&path).await.expect(200).get("warnings"), None);
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn members_about_questions_that_have_no_effect_are_warnings(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("asks", "http://a").await;
+    for (name, kind, config, fallbacks) in [
+        ("tool", "mcp", json!({"tool": "t"}), json!([])),
+        ("model", "openai", json!({"model": "m"}), json!([])),
+        ("plain", "http", json!(null), json!([])),
+        ("helped", "http", json!(null), json!(["asks"])),
+    ] {
+        let agent = json!({"name": name, "url": "http://a", "kind": kind, "config": config, "fallbacks": fallbacks});
+        service.post("/api/v1/agents", &agent).await.expect(201);
+    }
+    let all = json!({"on_question": "output", "question_config": {}, "context_id": "c", "task_id": "t"});
+    let step = |id: &str, given: &Value, next: Option<&str>| {
+        let mut step = json!({"id": id, "agent_name": id, "input_mapping": {}, "next_step": next});
+        step.as_object_mut().expect("an object").extend(given.as_object().expect("an object").clone());
+        step
+    };
+    let body = json!({"name": "w", "start_step": "asks", "steps": {
+        "asks": step("asks", &all, Some("helped")),
+        "helped": step("helped", &all, Some("model")),
+        "model": step("model", &json!({"on_question": "ask", "context_id": "c"}), Some("plain")),
+        "plain": step("plain", &json!({"on_question": "fail", "task_id": "t"}), Some("tool")),
+        "tool": step("tool", &all, Some("pause")),
+        "pause": {"id": "pause", "type": "wait", "wait_config": {"duration_seconds": 1}, "on_question": "ask", "next_step": "callback"},
+        "callback": {"id": "callback", "type": "callback", "context_id": "c"},
+    }});
+    let answer = service.post(VALIDATE, &body).await.expect(200);
+    assert_eq!(answer["valid"], true, "{answer}");
+    let expected = [
+        "body.steps.callback.context_id member_without_effect",
+        "body.steps.model.context_id member_without_effect",
+        "body.steps.model.on_question member_without_effect",
+        "body.steps.pause.on_question member_without_effect",
+        "body.steps.plain.task_id member_without_effect",
+        "body.steps.tool.context_id member_without_effect",
+        "body.steps.tool.on_question member_without_effect",
+        "body.steps.tool.task_id member_without_effect",
+    ];
+    let mut told = kinds(&answer["warnings"]);
+    told.sort();
+    assert_eq!(told, expected);
+    let created = service.post("/api/v1/workflows", &body).await.expect(201);
+    let mut told = kinds(&created["warnings"]);
+    told.sort();
+    assert_eq!(told, expected);
+}

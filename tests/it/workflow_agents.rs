@@ -118,6 +118,7 @@ async fn the_card_of_an_exposed_workflow_is_valid_in_both_versions(pool: PgPool)
     assert_eq!(card.get("securitySchemes"), None, "authentication is off");
     let again = service.send("GET", path, &[("if-none-match", tag.as_str())], "").await;
     assert_eq!(again.status.as_u16(), 304);
+    assert_eq!(service.get("/a2a/default/say%20it/.well-known/agent.json").await.expect(200), card, "clients of 0.2");
     definition["description"] = json!("Says it.");
     put(&service, "say%20it", &definition).await;
     let changed = service.send("GET", path, &[("if-none-match", tag.as_str())], "").await.expect(200);

@@ -236,7 +236,8 @@ async fn a_tool_runs_its_workflow_and_returns_the_output(pool: PgPool) {
     assert_eq!(serde_json::from_str::<Value>(said(&result)).expect("JSON"), result["structuredContent"]);
     // What a model can correct is a result.
     let wrong = client.tool(service, "shout_it", &json!({"text": 7})).await;
-    assert!(wrong["isError"] == true && said(&wrong).contains("arguments.text"), "{wrong}");
+    assert_eq!(wrong["isError"], true, "{wrong}");
+    assert!(said(&wrong).starts_with("The call is not valid.\narguments.text: "), "{wrong}");
     let unknown = client.send(service, "tools/call", &json!({"name": "nothing", "arguments": {}})).await.expect(200);
     assert_eq!(unknown["error"]["code"], -32602);
     assert_eq!(agent.calls().len(), 1);
@@ -391,6 +392,11 @@ async fn an_approval_is_asked_of_the_user_and_never_given_by_itself(pool: PgPool
     let asked = tasks.result(service, "tasks/get", &json!({"taskId": id})).await;
     assert_eq!(asked["status"], "input_required", "{asked}");
     let key = asked["inputRequests"].as_object().expect("requests").keys().next().expect("one").clone();
+    let unclear = json!({key.as_str(): {"action": "accept", "content": {"approved": "no"}}});
+    let refused =
+        tasks.send(service, "tasks/update", &json!({"taskId": id, "inputResponses": unclear})).await.expect(200);
+    let told = refused["error"]["message"].as_str().expect("a message");
+    assert!(told.starts_with("The answer is not valid: approved: ") && !told.contains('{'), "{told}");
     let response = json!({key: {"action": "accept", "content": {"approved": false}}, "other": {"action": "accept"}});
     tasks.result(service, "tasks/update", &json!({"taskId": id, "inputResponses": response})).await;
     let ended = tasks.tool(service, "run_await", &json!({"run_id": id})).await;

@@ -133,7 +133,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and other protocols than
 /// [`Protocol::Rest`], else below the prefix. A route that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 125] = [
+static RULES: [(Method, &str, Rule); 126] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -274,6 +274,11 @@ static RULES: [(Method, &str, Rule); 125] = [
     (
         Method::GET,
         "/a2a/{organization}/{workflow}/.well-known/agent-card.json",
+        Rule::of_other_protocol(OptionalCredentials),
+    ),
+    (
+        Method::GET,
+        "/a2a/{organization}/{workflow}/.well-known/agent.json",
         Rule::of_other_protocol(OptionalCredentials),
     ),
     // RunsRead or RunsWrite, depending on the method in the body; the handlers check that.

@@ -68,7 +68,11 @@ pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> (Ag
     let timestamp = Timestamp::now();
     let mut check = Check { egress, agent, response_time_ms: None, tools: None };
     let checked = tokio::time::timeout(time, check.run()).await;
-    let checked = checked.unwrap_or_else(|_| Err(format!("No answer within {} ms", time.as_millis())));
+    let checked = checked.unwrap_or_else(|_| {
+        // An answer to an earlier request says nothing about the one that has none.
+        check.response_time_ms = None;
+        Err(format!("No answer within {} ms", time.as_millis()))
+    });
     let auth_config = agent.auth_config.as_ref().map(|config| &*config.0);
     let secrets = Secrets::of(&agent.url, auth_config);
     let credentials = Credentials::read(agent.auth_type.as_deref(), auth_config);

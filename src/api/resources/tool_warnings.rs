@@ -1,15 +1,17 @@
-//! Warnings about steps that call a tool of an MCP server: the server was seen without the tool, or the input does not fit
-//! it. What is known of a server comes from calls of the agent and from its health checks; nothing is requested here.
+//! Warnings about steps and the agents that they call: a member of the step has no effect on agents of that kind, or the
+//! MCP server was seen without the tool, or the input does not fit it. What is known of a server comes from calls of the
+//! agent and from its health checks; nothing is requested here.
 
 use std::collections::HashMap;
 
 use crate::{
     access::OrganizationId,
+    agent::AgentKind,
     api::vocabulary::app::App,
     db::{self, agent_cards::KnownTool},
     input::{FieldError, MAX_ERRORS, shorten},
     mcp::tools,
-    workflow::{Content, Steps},
+    workflow::{Content, OnQuestion, Step, StepKind, Steps},
 };
 
 /// Warnings about the steps, in their order.
@@ -19,7 +21,43 @@ pub async fn of_steps(app: &App, organization: &OrganizationId, steps: &Steps) -
         return Ok(Vec::new());
     }
     let known = db::agent_cards::known_tools(&app.pool, organization, &names).await?;
-    Ok(warnings(steps, known))
+    let kinds: HashMap<String, Vec<String>> =
+        db::agents::kinds(&app.pool, organization, &names).await?.into_iter().collect();
+    let mut found: Vec<_> = without_effect(steps, &kinds).take(MAX_ERRORS).collect();
+    found.extend(warnings(steps, known));
+    Ok(found)
+}
+
+/// Warnings about members that no agent of the step can obey: neither the one that it names nor a fallback of it.
+fn without_effect(steps: &Steps, kinds: &HashMap<String, Vec<String>>) -> impl Iterator<Item = FieldError> {
+    let of_step = move |step: &Step| {
+        let kinds = step.agent_name.as_ref().filter(|_| step.kind == StepKind::Agent).and_then(|name| kinds.get(name));
+        let Some(kinds) = kinds else { return Vec::new() };
+        let has_effect = |member: &str| {
+            kinds.iter().any(|kind| match AgentKind::parse(kind) {
+                Some(AgentKind::A2a) => true,
+                Some(AgentKind::Mcp) => match member {
+                    "on_question" => step.on_question != Some(OnQuestion::Output),
+                    member => member == "question_config",
+                },
+                _ => step.on_question == Some(OnQuestion::Fail) && member == "on_question",
+            })
+        };
+        let useless = step.conversation_members().filter(|member| !has_effect(member));
+        let id = shorten(&step.id);
+        let warning = |member: &str| {
+            let of = kinds.first().map_or("", String::as_str);
+            let why = if member == "on_question" && of == AgentKind::Mcp.as_str() {
+                "a question of a tool is no output, so the step fails then"
+            } else {
+                "agents of this kind have no such questions and conversations"
+            };
+            let message = format!("The member has no effect, since the agent is of kind {of}: {why}");
+            FieldError::new(format!("body.steps.{id}.{member}"), "member_without_effect", message)
+        };
+        useless.map(warning).collect()
+    };
+    steps.iter().flat_map(of_step)
 }
 
 /// Warnings about a plan that was stored. They are not worth an error.
@@ -32,7 +70,7 @@ pub async fn of_stored(app: &App, organization: &OrganizationId, content: &Conte
 
 fn warnings(steps: &Steps, known: Vec<KnownTool>) -> Vec<FieldError> {
     let known: HashMap<String, KnownTool> = known.into_iter().map(|tool| (tool.agent.clone(), tool)).collect();
-    let of_step = |step: &crate::workflow::Step| {
+    let of_step = |step: &Step| {
         let found = step.agent_name.as_ref().and_then(|name| known.get(name));
         let problems = match found {
             None => Vec::new(),

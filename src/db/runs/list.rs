@@ -29,7 +29,9 @@ const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_defin
      error_message, correlation_id, priority, paused_at AT TIME ZONE 'UTC' AS paused_at, parent_run_id, parent_step_id, traceparent, limits,
      deadline_at AT TIME ZONE 'UTC' AS deadline_at,
      deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at,
-     trigger_kind, trigger_id, trigger_at, chain_depth, flow_stage, flow_state, flow_key";
+     trigger_kind, trigger_id, trigger_at, chain_depth, flow_stage, flow_state, flow_key,
+     status = 'FAILED' AND EXISTS (SELECT FROM run_usage u WHERE u.run_id = workflow_runs.run_id AND u.exceeded IS NOT NULL)
+         AS is_over_budget";
 
 impl ListRow for RunRow {
     const TABLE: Table = Table {

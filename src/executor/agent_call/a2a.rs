@@ -45,7 +45,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE_OF_PUSHES: Duration = Duration::from_mins(1);
 const PAUSE_GROWTH: f64 = 1.5;
 
-/// Time without a byte after which a stream counts as broken. The task is queried then, so nothing is lost.
+/// Time after which a stream counts as broken: without an event once it has named the task, since the task is queried
+/// then and nothing is lost; before that, without a byte.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// Failure with the agent's error code, if it has named one.
@@ -236,7 +237,18 @@ async fn stream(wire: &Wire<'_>, route: &Route) -> Result<Sent, Refusal> {
             *under_way = Some(InFlight::new(&wire.request, route, task));
         }
     };
-    while let Ok(event) = events.next().await {
+    loop {
+        let silence = async {
+            match under_way {
+                Some(_) => clock.sleep(MAX_SILENCE).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = silence => break,
+        };
+        let Ok(event) = event else { break };
         // Half an event, or anything else that cannot be read, leaves a doubt, which the query resolves.
         let Ok(json) = check_json(event.data.as_bytes()) else { break };
         let result = match (route.is_rest, &under_way) {

@@ -52,6 +52,9 @@ const KIND: &str = "mcp";
 const JSON: &str = "application/json";
 /// Maximum number of requests that a server may send during a call.
 const MAX_SERVER_REQUESTS: usize = 16;
+/// Why a question fails a step: nobody can answer it, or the step does not have it answered.
+const CANNOT_GIVE: &str = "which a step cannot give";
+const NEEDS_ASK: &str = "which a step gives only with on_question: \"ask\"";
 
 /// Reason why a call has no result.
 enum Refusal {
@@ -282,7 +285,7 @@ fn seen(wire: &Wire<'_>, link: &Link, id: &str, data: &str) -> Result<Seen, Refu
         (None, _) | (Some(_), None) => Ok(Seen::Nothing),
         (Some(method), Some(_)) if method == "elicitation/create" => {
             let asked = member(json, "params").and_then(|params| member(params, "message")).and_then(text);
-            Err(Refusal::AsksBack(asks_back(&asked.unwrap_or_default())))
+            Err(Refusal::AsksBack(asks_back(CANNOT_GIVE, &asked.unwrap_or_default())))
         }
         (Some(method), Some(request_id)) => {
             let answer = request::answer(link, request_id, &method);
@@ -336,10 +339,10 @@ fn called(link: &Link, response: &RawValue) -> Result<Called, Refusal> {
     match Answer::read(result).map_err(invalid)? {
         Answer::Done(done) => Ok(Called::Output(output(done)?)),
         Answer::AsksBack(questions) => {
-            let failure = asks_back(&questions.words());
+            let words = questions.words();
             match AgentQuestion::of_server(questions, "", None) {
-                Some(question) => Ok(Called::Question(Box::new(question), failure)),
-                None => Err(failure.into()),
+                Some(question) => Ok(Called::Question(Box::new(question), asks_back(NEEDS_ASK, &words))),
+                None => Err(asks_back(CANNOT_GIVE, &words).into()),
             }
         }
         Answer::Task(task) => {
@@ -360,9 +363,9 @@ fn invalid(why: impl std::fmt::Display) -> Failure {
 }
 
 /// Failure because the server asks for something before it goes on.
-fn asks_back(words: &str) -> Failure {
+fn asks_back(why: &str, words: &str) -> Failure {
     let words = if words.is_empty() { String::new() } else { format!(": {words}") };
-    let text = format!("the tool asks for more input, which a step cannot give{words}");
+    let text = format!("the tool asks for more input, {why}{words}");
     Failure::new(CallErrorKind::Refused, RetryDecision::Never, text)
 }
 

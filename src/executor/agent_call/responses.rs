@@ -90,7 +90,7 @@ enum Begun {
 fn begun(wire: &Wire<'_>, config: &ResponsesConfig, response: &RawValue) -> Result<Begun, Failure> {
     if config.background && error_in(response).is_none() && Status::of(response) == Status::UnderWay {
         let id = member(response, "id").and_then(text).filter(|id| remote_task::is_fit(id));
-        return id.map(Begun::UnderWay).ok_or_else(|| invalid("it is under way and has no id"));
+        return id.map(Begun::UnderWay).ok_or_else(|| invalid("it is under way and has no id that can be kept"));
     }
     ended(wire, config, response).map(Begun::Ended)
 }

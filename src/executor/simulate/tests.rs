@@ -294,6 +294,48 @@ fn callbacks_are_answered_rejected_or_wait() {
     assert_eq!(warnings(&report), ["steps.ask mock_missing"]);
 }
 
+#[test]
+fn an_answer_that_a_run_refuses_answers_nothing() {
+    let approval = json!({"ask": {"id": "ask", "type": "callback", "callback_config": {"approval": {}}}});
+    for (answer, why) in [
+        (json!({"approved": "x"}), "approved: "),
+        (json!({}), "approved: Field required"),
+        (json!("yes"), ""),
+        (json!({"approved": true, "comment": 1}), "comment: "),
+    ] {
+        let report = test("ask", &approval, &json!({}), &json!({"ask": {"output": answer}}));
+        assert_eq!((report.end, warnings(&report)), (End::Waiting, vec!["steps.ask mock_refused".to_owned()]));
+        let told = format!("A run refuses the answer of the mock, so nothing answers it: {why}");
+        assert!(report.warnings[0].message.starts_with(&told), "{:?}", report.warnings);
+    }
+    let steps = json!({"ask": {"id": "ask", "agent_name": "a", "input_mapping": {}, "on_question": "ask"}});
+    let schema = json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}});
+    for (question, why) in [
+        (
+            json!({"question": "How many?", "answer_schema": schema, "answer": {"text": "y"}}),
+            Some("\"n\" is a required property"),
+        ),
+        (json!({"question": "How many?", "answer_schema": schema, "answer": {"n": "1"}}), Some("n: ")),
+        (json!({"question": "How many?", "answer_schema": schema, "answer": {"n": 1}}), None),
+        (json!({"question": "How many?", "answer_schema": {"type": "nothing"}, "answer": {"text": "y"}}), None),
+        (
+            json!({"question": "May I?", "auth": true, "answer": {"approved": true, "password": "x"}}),
+            Some("password: "),
+        ),
+        (json!({"question": "May I?", "auth": true, "answer": {"approved": true}}), None),
+    ] {
+        let mock = json!({"ask": {"output": {"text": "done"}, "questions": [question]}});
+        let report = test("ask", &steps, &json!({}), &mock);
+        let Some(why) = why else {
+            assert_eq!(output(&report), json!({"text": "done"}), "{question}");
+            continue;
+        };
+        assert_eq!((report.end, warnings(&report)), (End::Waiting, vec!["steps.ask mock_refused".to_owned()]));
+        let told = format!("A run refuses the answer of the mock, so nothing answers it: {why}");
+        assert!(report.warnings[0].message.starts_with(&told), "{:?}", report.warnings);
+    }
+}
+
 /// A simulation whose sub-workflow `inner` has these steps.
 fn with_inner(mut outer: Simulation, start: &str, steps: &Value) -> Simulation {
     let id = Uuid::from_u128(1);

@@ -13,8 +13,8 @@ use crate::{
         answer, memory,
         retry::{self, AttemptNumber, RetryDecision},
     },
-    input::{member, object_of, text},
-    workflow::OnQuestion,
+    input::{in_words, member, object_of, text},
+    workflow::{OnQuestion, wait_config::check_decision},
 };
 
 /// Result of an attempt to call an agent.
@@ -103,6 +103,15 @@ impl SimulatedRun {
 
     fn warn_mock(&self, step_id: &str, kind: &'static str, message: String) {
         self.world.record().warn(format!("{}steps.{step_id}", self.prefix), kind, message);
+    }
+
+    /// Warns of an answer that a run would not take: there it is refused, and the step goes on waiting.
+    pub(super) fn warn_refused(&self, step_id: &str, why: &str) {
+        self.warn_mock(
+            step_id,
+            "mock_refused",
+            format!("A run refuses the answer of the mock, so nothing answers it: {why}"),
+        );
     }
 
     /// Path and step id of the open attempt with this row id, after its source is noted.
@@ -216,6 +225,13 @@ impl SimulatedRun {
                 Awaited::Answer(Some((answer.delay, by)))
             }
             Ok(output) => {
+                let config = self.plan.steps.get(&step_id).and_then(|step| step.callback_config.as_ref());
+                let is_approval = config.is_some_and(|config| config.approval.is_some());
+                let checked = if is_approval { check_decision(&output, false) } else { Ok(()) };
+                if let Err(errors) = checked {
+                    self.warn_refused(&step_id, &in_words(&errors, "body"));
+                    return Awaited::Answer(None);
+                }
                 self.set_result(attempt_id, output);
                 Awaited::Answer(Some((answer.delay, answer.answered_by)))
             }

@@ -7,8 +7,11 @@ use serde_json::value::RawValue;
 use super::{Awaited, BegunWait, SimulatedRun};
 use crate::{
     executor::agent_question::AgentQuestion,
-    input::{FieldError, Node, Patch, Read, keep},
-    workflow::wait_config::MAX_WAIT_SECS,
+    input::{FieldError, Node, Patch, Read, in_words, keep},
+    workflow::{
+        InputSchema,
+        wait_config::{MAX_WAIT_SECS, check_decision},
+    },
 };
 
 /// Maximum number of questions of a mock.
@@ -64,6 +67,17 @@ impl MockedQuestion {
             _ => Err(errors),
         }
     }
+
+    /// Whether a run would take the answer; the error: why not.
+    fn accepts(&self, answer: &RawValue) -> Result<(), String> {
+        if self.is_auth {
+            return check_decision(answer, true).map_err(|errors| in_words(&errors, "body"));
+        }
+        // A run does not use a schema that cannot be compiled either.
+        let schema = self.answer_schema.as_ref().and_then(|schema| InputSchema::compile(schema).ok());
+        let checked = schema.map_or(Ok(()), |schema| schema.check(answer));
+        checked.map_err(|errors| in_words(&errors, "body.input_data"))
+    }
 }
 
 /// Reads a virtual time.
@@ -93,7 +107,12 @@ impl SimulatedRun {
         let index = usize::try_from(round - 1).unwrap_or_default();
         let question = self.mocks.get(step_id).and_then(|mock| mock.questions.get(index));
         let answered = question.and_then(|question| {
-            self.set_result(attempt_id, question.answer.clone()?);
+            let answer = question.answer.clone()?;
+            if let Err(why) = question.accepts(&answer) {
+                self.warn_refused(step_id, &why);
+                return None;
+            }
+            self.set_result(attempt_id, answer);
             Some((question.delay, question.answered_by.clone()))
         });
         let wait = BegunWait { attempt_id: attempt_id.to_owned(), awaited: Awaited::Answer(answered) };

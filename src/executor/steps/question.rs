@@ -175,7 +175,8 @@ impl Run {
             if round > most {
                 // The task is cancelled with the attempt.
                 question.leave();
-                let cause = format!("agent '{}': it asked more than {most} questions", asked.agent_name);
+                let questions = if most == 1 { "question" } else { "questions" };
+                let cause = format!("agent '{}': it asked more than {most} {questions}", asked.agent_name);
                 break (Err(cause), call);
             }
             let Recorded { attempt_id, agent_name, .. } = asked;

@@ -269,3 +269,30 @@ pub async fn get_agent_card(
     }
     Ok(response)
 }
+
+/// Get the agent card of a workflow, at the path of A2A 0.2
+///
+/// The same card, where clients of 0.2 look for it.
+#[utoipa::path(
+    get, path = "/a2a/{organization}/{workflow}/.well-known/agent.json", tag = "agents of workflows",
+    params(
+        parameters::ExposedAgent,
+        parameters::IfNoneMatch,
+    ),
+    responses(
+        (status = 200, description = "The card", body = HashMap<String, Value>, headers(
+            ("ETag" = String, description = "Entity tag of the card"),
+            ("Cache-Control" = String, description = "How long it may be used without asking again"),
+        )),
+        (status = 304), (status = 404, description = "The caller may not use such an agent", body = ErrorBody),
+        (status = 422, body = ErrorBody),
+    ),
+)]
+pub async fn get_agent_card_0_2(
+    app: State<App>,
+    caller: Caller,
+    path: AgentPath,
+    if_none_match: IfNoneMatch,
+) -> Result<Response, ApiError> {
+    get_agent_card(app, caller, path, if_none_match).await
+}

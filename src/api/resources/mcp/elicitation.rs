@@ -11,7 +11,7 @@ use crate::{
         vocabulary::{error::ApiError, signing::SIGNATURE_BYTES},
     },
     db::waits::Question,
-    input::{check_json, member, members, object_of, shorten_to, text, to_raw},
+    input::{check_json, in_words, member, members, object_of, shorten_to, text, to_raw},
 };
 
 /// State of a call that waits for the user: the run that it has started.
@@ -165,9 +165,7 @@ impl McpCall {
 /// An answer that is not valid is an error of the parameters.
 fn corrigible(error: ApiError) -> Failure {
     if error.status() == http::StatusCode::UNPROCESSABLE_ENTITY {
-        let faults: Vec<Value> =
-            error.errors().iter().map(|fault| json!({"field": fault.field, "message": fault.message})).collect();
-        invalid(format!("The answer is not valid: {}", Value::from(faults)))
+        invalid(format!("The answer is not valid: {}", in_words(error.errors(), "body")))
     } else {
         error.into()
     }

@@ -110,7 +110,9 @@ pub fn refused_result(client: Client, error: ApiError) -> Result<Box<RawValue>, 
         let field = fault.field.replacen("body.input_data", "arguments", 1).replacen("body", "arguments", 1);
         format!("\n{field}: {}", fault.message)
     });
-    let text: String = [error.detail().to_owned()].into_iter().chain(faults).collect();
+    // There is no list of errors here of which the detail could speak.
+    let detail = if error.errors().is_empty() { error.detail() } else { "The call is not valid." };
+    let text: String = [detail.to_owned()].into_iter().chain(faults).collect();
     Ok(error_result(client, &text))
 }
 

@@ -70,6 +70,10 @@ pub struct Run {
     cancelled_by: Option<String>,
     /// Reason of the failure or cancellation.
     error_message: Option<String>,
+    /// Code of the end: `budget_exceeded` if a call or a step did not fit into the limits; one that names the stage, such
+    /// as `skipped_by_concurrency`, if the flow control of the workflow cancelled it; otherwise null.
+    #[schema(example = "budget_exceeded")]
+    error_code: Option<&'static str>,
     /// Priority from 0 to 9: among the queued runs, those of a higher priority start first.
     priority: i16,
     /// Time since which no further step begins; null if it is not paused.
@@ -141,11 +145,25 @@ impl RunFlow {
     fn is_held(&self) -> bool {
         ["arrived", "queued"].contains(&self.state.as_str())
     }
+
+    /// Code of the end of the run, if flow control cancelled it.
+    fn code(&self) -> Option<&'static str> {
+        match (self.state.as_str(), self.stage.as_str()) {
+            ("skipped", _) => Some("skipped_by_concurrency"),
+            ("dropped", _) => Some("dropped_by_throttle"),
+            ("replaced", "debounce") => Some("replaced_by_debounce"),
+            ("replaced", _) => Some("replaced_by_concurrency"),
+            _ => None,
+        }
+    }
 }
 
 impl From<RunRow> for Run {
     fn from(row: RunRow) -> Self {
         let trigger = RunTrigger::of(&row);
+        let flow_control = RunFlow::new(row.flow_stage, row.flow_state, row.flow_key);
+        let of_flow = || flow_control.as_ref().and_then(RunFlow::code);
+        let error_code = if row.is_over_budget { Some("budget_exceeded") } else { of_flow() };
         Self {
             id: row.run_id.clone(),
             run_id: row.run_id,
@@ -163,6 +181,7 @@ impl From<RunRow> for Run {
             cancelled_at: row.cancelled_at,
             cancelled_by: row.cancelled_by,
             error_message: row.error_message,
+            error_code,
             priority: row.priority,
             paused_at: row.paused_at,
             parent_run_id: row.parent_run_id,
@@ -171,7 +190,7 @@ impl From<RunRow> for Run {
             deadline_at: row.deadline_at,
             deadline_missed_at: row.deadline_missed_at,
             trigger,
-            flow_control: RunFlow::new(row.flow_stage, row.flow_state, row.flow_key),
+            flow_control,
         }
     }
 }
@@ -214,6 +233,7 @@ impl Run {
             cancelled_at: is_skipped.then_some(created_at),
             cancelled_by: is_skipped.then(|| "system".to_owned()),
             error_message,
+            error_code: flow_control.as_ref().and_then(RunFlow::code),
             paused_at: None,
             parent_run_id: None,
             parent_step_id: None,
@@ -247,18 +267,6 @@ impl Run {
         }
     }
 
-    /// Code of its end, if the flow control of its workflow cancelled it.
-    fn flow_code(&self) -> Option<&'static str> {
-        let RunFlow { stage, state, .. } = self.flow_control.as_ref()?;
-        match (state.as_str(), stage.as_str()) {
-            ("skipped", _) => Some("skipped_by_concurrency"),
-            ("dropped", _) => Some("dropped_by_throttle"),
-            ("replaced", "debounce") => Some("replaced_by_debounce"),
-            ("replaced", _) => Some("replaced_by_concurrency"),
-            _ => None,
-        }
-    }
-
     /// The run's id.
     #[must_use]
     pub fn run_id(&self) -> &str {
@@ -280,10 +288,6 @@ pub struct RunDetail {
     /// Output of the last step, once the run is completed.
     #[schema(value_type = Option<HashMap<String, Value>>)]
     output_data: Option<Box<RawValue>>,
-    /// Code of the end: `budget_exceeded` if a call or a step did not fit into the limits; one that names the stage, such
-    /// as `skipped_by_concurrency`, if the flow control of the workflow cancelled it; otherwise null.
-    #[schema(example = "budget_exceeded")]
-    error_code: Option<&'static str>,
     /// What it has used; null if nothing was counted: it has no limits, and its agents told no usage and have no price.
     usage: Option<RunUsage>,
     /// Why the run has not started, if the flow control of its workflow holds it; only in the answer to a read of this
@@ -334,8 +338,7 @@ impl RunDetail {
     /// A run without output.
     #[must_use]
     pub fn open(run: Run) -> Self {
-        let error_code = run.flow_code();
-        Self { run, output_data: None, error_code, usage: None, waiting: None }
+        Self { run, output_data: None, usage: None, waiting: None }
     }
 
     /// Whether the flow control of its workflow holds it.
@@ -374,9 +377,8 @@ impl From<ShownRun> for RunDetail {
         let usage = shown.usage.map(|usage| RunUsage::from(usage.0));
         let is_over = shown.run.status == RunStatus::Failed.as_str()
             && usage.as_ref().is_some_and(|usage| usage.exceeded.is_some());
-        let run = Run::from(shown.run);
-        let error_code = if is_over { Some("budget_exceeded") } else { run.flow_code() };
-        Self { run, output_data: shown.output.map(|json| json.0), error_code, usage, waiting: None }
+        let run = Run::from(RunRow { is_over_budget: is_over, ..shown.run });
+        Self { run, output_data: shown.output.map(|json| json.0), usage, waiting: None }
     }
 }
 

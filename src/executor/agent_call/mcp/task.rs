@@ -12,7 +12,7 @@ use super::{
         in_flight::{Cancelled, Form, InFlight, request_cancellation},
         task_id,
     },
-    asks_back, explain, invalid, may_ask, of_error,
+    CANNOT_GIVE, NEEDS_ASK, asks_back, explain, invalid, may_ask, of_error,
     output::{ToolOutput, checked, output, usage},
     post, post_to,
 };
@@ -121,14 +121,14 @@ fn state(response: &RawValue, id: &str, answered: Option<&AgentQuestion>) -> Res
         }
         TaskStatus::InputRequired => {
             let questions = Questions(result);
-            let failure = asks_back(&questions.words());
+            let words = questions.words();
             if answered.is_some_and(|answered| answered.answers(questions)) {
                 Polled::UnderWay(task.poll_interval())
             } else if let Some(question) = AgentQuestion::of_server(questions, id, answered) {
-                Polled::Question(Box::new(question), failure)
+                Polled::Question(Box::new(question), asks_back(NEEDS_ASK, &words))
             } else {
                 // The task is cancelled, since it would wait for ever.
-                return Err(failure);
+                return Err(asks_back(CANNOT_GIVE, &words));
             }
         }
     };
