@@ -82,6 +82,7 @@ const BUSINESS: &[MakeHandlers] = &[
     || routes!(triggers::act::preview_trigger),
     || routes!(triggers::schedule::preview_schedule),
     || routes!(triggers::schedule::backfill_trigger, triggers::schedule::list_backfills),
+    || routes!(triggers::schedule::backfill_trigger_once),
     || routes!(triggers::schedule::get_backfill),
     || routes!(triggers::schedule::stop_backfill),
     || routes!(triggers::token::rotate_token),

@@ -45,6 +45,24 @@ pub fn check(expression: &str) -> Result<(), ExpressionError> {
     parse::parse(expression).map(drop)
 }
 
+/// The references of an expression, without `${` and `}`.
+pub fn references(expression: &str) -> Result<Vec<String>, ExpressionError> {
+    parse::references(expression)
+}
+
+/// Checks that the expression depends on known values, which `known` describes: that it has a reference, and that each is
+/// known. The error is for people.
+pub fn check_about(expression: &str, known: &str, is_known: fn(&str) -> bool) -> Result<(), String> {
+    let references = references(expression).map_err(|error| error.to_string())?;
+    if references.is_empty() {
+        return Err(format!("it has the same value each time; it must refer to {known}"));
+    }
+    match references.iter().find(|reference| !is_known(reference)) {
+        Some(reference) => Err(format!("reference '{}' must be {known}", shorten(reference))),
+        None => Ok(()),
+    }
+}
+
 /// Whether the condition holds: whether its value is anything but false, null, zero or empty.
 pub fn holds(expression: &str, scope: &Scope<'_>) -> Result<bool, ExpressionError> {
     holds_within(expression, scope, MAX_COMPARED_BYTES)

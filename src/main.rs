@@ -85,7 +85,7 @@ enum Command {
         #[arg(long, value_parser = clap::value_parser!(u16).range(1..), requires = "name")]
         days: Option<u16>,
     },
-    /// Encrypt the credentials of all agents with the first key of `ENCRYPTION_KEY`; the service may run meanwhile
+    /// Encrypt the credentials of all agents and the secrets of all webhooks and triggers with the first key of `ENCRYPTION_KEY`; the service may run meanwhile
     RotateKeys,
     /// Read runs that retention has archived
     Archive {

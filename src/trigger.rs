@@ -15,6 +15,7 @@ pub use self::{
     schedule::{BackfillRequest, Schedule},
 };
 use crate::{
+    expression,
     inbound::Webhook,
     input::{FieldError, Node, Object, Patch, Read, keep, object_of, request_object, to_raw},
     mapping::{self, Scope},
@@ -143,11 +144,19 @@ impl Config {
         }
     }
 
-    /// Whether it can fire at all, from now on.
+    /// Whether it can fire at all, from now on, and its expressions are about what it sees. A stored configuration that is
+    /// wrong in this can still be read.
     pub fn check(&self, path: &str, now: DateTime<Utc>) -> Result<(), Vec<FieldError>> {
         match self {
             Self::Schedule(schedule) => schedule.check(path, now),
-            Self::Kafka(_) | Self::Webhook(_) => Ok(()),
+            Self::Kafka(kafka) => check_expressions(
+                path,
+                &[("filter", kafka.filter.as_ref()), ("idempotency", kafka.idempotency.as_ref())],
+            ),
+            Self::Webhook(webhook) => {
+                let config = &webhook.config;
+                check_expressions(path, &[("filter", config.filter.as_ref()), ("dedupe", config.dedupe.as_ref())])
+            }
         }
     }
 
@@ -406,6 +415,16 @@ fn read_labels(node: &Node<'_>) -> Read<Labels> {
     if errors.is_empty() { Ok(labels) } else { Err(errors) }
 }
 
+/// Checks that the expressions, by their members, refer to the trigger and to nothing else.
+fn check_expressions(path: &str, expressions: &[(&str, Option<&String>)]) -> Result<(), Vec<FieldError>> {
+    let fault = |(member, text): &(&str, Option<&String>)| {
+        let checked = expression::check_about((*text)?, "${trigger.<path>}", mapping::reference::is_of_trigger);
+        checked.err().map(|why| FieldError::rule(format!("{path}.{member}"), why))
+    };
+    let errors: Vec<_> = expressions.iter().filter_map(fault).collect();
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
 /// Reads an input with references, of which each must be one to the trigger.
 fn read_input(node: &Node<'_>) -> Read<Box<RawValue>> {
     let input = node.free_object()?;
@@ -416,8 +435,7 @@ fn read_input(node: &Node<'_>) -> Read<Box<RawValue>> {
     mapping::strings(&input, &mut |text| {
         for piece in mapping::split(text) {
             let mapping::Piece::Reference(reference) = piece else { continue };
-            let root = reference.split([':', '.']).next().unwrap_or_default();
-            if root != mapping::reference::TRIGGER && errors.len() < crate::input::MAX_ERRORS {
+            if !mapping::reference::is_of_trigger(reference) && errors.len() < crate::input::MAX_ERRORS {
                 let shown = crate::input::shorten(reference);
                 errors.push(FieldError::rule(node.path(), format!("reference '{shown}' must be trigger.<path>")));
             }

@@ -245,7 +245,7 @@ pub(super) enum Put {
 }
 
 /// Sets the webhook of that name to the definition, inside of the caller's transaction. Without a secret, a new one has a
-/// random one, and another keeps its own.
+/// random one, and another keeps its own. The secret of another can be given too, but not changed.
 pub(super) async fn put_in(
     conn: &mut PgConnection,
     context: Context<'_>,
@@ -263,8 +263,14 @@ pub(super) async fn put_in(
     if current.signature != new.signature.as_str() {
         return refused("signature", "the webhook has another way of signing, which never changes");
     }
-    if new.secret.is_some() {
-        return refused("secret", "there is a webhook of this name already; its secret is changed by rotate-secret");
+    if let Some(secret) = &new.secret {
+        let sealed = current.opened(context.vault).map_err(|_| SaveError::Other(Refused::Sealed))?;
+        if sealed.secrets.first().is_none_or(|known| known.secret != secret.text()) {
+            return refused(
+                "secret",
+                "there is a webhook of this name already, with another secret; that is changed by rotate-secret",
+            );
+        }
     }
     let mut patch = WebhookPatch::from(new.definition);
     if patch.url.as_deref().is_some_and(|url| url == masked_url(&current.url)) {

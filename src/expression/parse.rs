@@ -90,6 +90,16 @@ pub(super) fn parse(text: &str) -> Result<Expr, ExpressionError> {
     }
 }
 
+/// The references of an expression, in their order.
+pub(super) fn references(text: &str) -> Result<Vec<String>, ExpressionError> {
+    parse(text)?;
+    let of_token = |(_, token)| match token {
+        Token::Reference(reference) => Some(reference),
+        Token::Literal(_) | Token::Sign(_) | Token::Word(_) => None,
+    };
+    Ok(tokens(text)?.into_iter().filter_map(of_token).collect())
+}
+
 #[derive(Clone, Debug, PartialEq)]
 enum Token {
     Literal(Value),

@@ -17,7 +17,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     admin::AdminOptions,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance, StreamConsumer},
-    error::{KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{BorrowedMessage, Headers as _, Message as _},
     metadata::MetadataTopic,
     statistics::Statistics,
@@ -234,7 +234,7 @@ fn waiting(client: &Member) -> KafkaResult<i64> {
     Ok(waiting.sum())
 }
 
-/// Settles where the group begins, as far as it has no offsets. It must have no members. Returns whether anything was
+/// Settles where the group begins, as far as it has no offsets. It must have no members, unless it `has_begun`. Returns whether anything was
 /// settled. Blocks the thread for at most half a minute.
 ///
 /// With `has_begun`, partitions without an offset are new ones and stay as they are, unless there is no offset at all: then
@@ -283,8 +283,11 @@ pub fn begin(kafka: &config::Kafka, (topic, group): (&str, &str), start: Start, 
             begins
         }
     };
-    client.commit(&begins, CommitMode::Sync)?;
-    Ok(true)
+    match client.commit(&begins, CommitMode::Sync) {
+        // The group has members, which have begun to read: nothing is left to settle.
+        Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId)) if has_begun => Ok(false),
+        done => done.map(|()| true),
+    }
 }
 
 fn is_place(offset: Offset) -> bool {

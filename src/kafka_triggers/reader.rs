@@ -36,6 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Pause after errors of the consumer. It is short, as later events in its queue wait until they are read.
 const KAFKA_PAUSE: Duration = Duration::from_millis(10);
+/// Time after which an error that has not occurred again is not shown any more, if records are read.
+const SHOWN_FOR: Duration = Duration::from_mins(1);
 /// Statements, or transactions, between two polls: while the database is silent, the group keeps its member however long
 /// that lasts.
 const STATEMENTS_OF_A_TURN: u64 = 3;
@@ -59,8 +61,49 @@ pub(super) struct Reader<'a> {
     failures: u32,
     /// Assignment under which reading is paused.
     paused: Option<u64>,
-    /// Error that is shown, and the assignment at that time.
-    shown: Option<(&'static str, u64)>,
+    /// Error that is shown.
+    shown: Option<Shown>,
+}
+
+/// Error that is shown to the owner of the trigger.
+struct Shown {
+    text: String,
+    /// Assignment at that time.
+    assignment: u64,
+    /// When it last occurred.
+    at: Instant,
+    /// Whether a record was read after that.
+    has_read: bool,
+}
+
+/// An error of the consumer in words for the owner of the trigger; `None`: it is one of the connection to the brokers, or of
+/// the membership, which the client overcomes.
+fn words(error: &KafkaError) -> Option<String> {
+    let text = match error.rdkafka_error_code() {
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => "the topic does not exist",
+        Some(Code::GroupAuthorizationFailed) => "the brokers deny the consumer group",
+        Some(code) if problem::is_denied(code) => "the brokers deny reading the topic",
+        Some(Code::NotImplemented) => "its records are compressed in a way that is not supported",
+        Some(
+            Code::AllBrokersDown
+            | Code::BrokerTransportFailure
+            | Code::Resolve
+            | Code::OperationTimedOut
+            | Code::RequestTimedOut
+            | Code::NetworkException
+            | Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::CoordinatorLoadInProgress
+            | Code::CoordinatorNotAvailable
+            | Code::NotCoordinator
+            | Code::RebalanceInProgress
+            | Code::IllegalGeneration
+            | Code::UnknownMemberId
+            | Code::PollExceeded,
+        ) => return None,
+        _ => return Some(format!("the topic cannot be read: {error}")),
+    };
+    Some(text.to_owned())
 }
 
 impl<'a> Reader<'a> {
@@ -80,16 +123,18 @@ impl<'a> Reader<'a> {
                         self.retry_at = None;
                     }
                     received = self.consumer.recv() => self.receive_all(received).await,
+                    // An error may be over, without a record.
+                    () = tokio::time::sleep(PAUSE), if self.shown.is_some() => {}
                 }
             } else if let Some(received) = self.consumer.try_recv() {
                 self.receive_all(received).await;
             }
             self.forget_stale();
+            self.hide().await;
             if self.retry_at.is_none() && !self.held.is_empty() && !self.process().await {
                 return;
             }
             self.pause_or_resume();
-            self.hide().await;
         }
     }
 
@@ -98,6 +143,9 @@ impl<'a> Reader<'a> {
         while let Some(received) = next.take() {
             match received {
                 Ok((assignment, record)) => {
+                    if let Some(shown) = &mut self.shown {
+                        shown.has_read = true;
+                    }
                     let bytes = record.bytes();
                     self.bytes += bytes;
                     self.held.push_back(Held { assignment, bytes, record: Arc::new(record) });
@@ -112,27 +160,25 @@ impl<'a> Reader<'a> {
 
     /// Shows an error of the topic to the owner of the trigger.
     async fn note(&mut self, error: &KafkaError) {
-        let code = error.rdkafka_error_code();
-        tracing::debug!(trigger_id = %self.member.trigger.id, "the topic of a trigger cannot be read: {error}");
-        let text = match code {
-            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Some("the topic does not exist"),
-            Some(Code::GroupAuthorizationFailed) => Some("the brokers deny the consumer group"),
-            Some(code) if problem::is_denied(code) => Some("the brokers deny reading the topic"),
-            _ => None,
-        };
-        if let Some(text) = text
-            && self.shown.is_none_or(|(shown, _)| shown != text)
-        {
-            self.shown = Some((text, self.consumer.assignment()));
-            self.member.parts.note(self.member.trigger.id, Some(text)).await;
+        let trigger_id = self.member.trigger.id;
+        tracing::debug!(%trigger_id, "the topic of a trigger cannot be read: {error}");
+        if let Some(text) = words(error) {
+            let is_new = self.shown.as_ref().is_none_or(|shown| shown.text != text);
+            if is_new {
+                tracing::warn!(%trigger_id, "the topic of a Kafka trigger cannot be read: {text}");
+                self.member.parts.note(trigger_id, Some(&text)).await;
+            }
+            let (assignment, at) = (self.consumer.assignment(), Instant::now());
+            self.shown = Some(Shown { text, assignment, at, has_read: false });
         }
         tokio::time::sleep(KAFKA_PAUSE).await;
     }
 
-    /// Shows no error any more, once there are partitions.
+    /// Shows no error any more, once there are other partitions, or records have been read for a while.
     async fn hide(&mut self) {
-        let Some((_, since)) = self.shown else { return };
-        if self.consumer.assignment() != since && self.consumer.has_partitions() {
+        let Some(shown) = &self.shown else { return };
+        let has_others = self.consumer.assignment() != shown.assignment && self.consumer.has_partitions();
+        if has_others || (shown.has_read && shown.at.elapsed() >= SHOWN_FOR) {
             self.shown = None;
             self.member.parts.note(self.member.trigger.id, None).await;
         }
@@ -220,6 +266,23 @@ impl<'a> Reader<'a> {
                 Ok(()) => self.paused = wanted.then_some(current),
                 Err(error) => tracing::debug!("reading was not paused or resumed: {error}"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_does_not_pass_by_itself_is_said_in_words() {
+        let of = |code| words(&KafkaError::MessageConsumption(code));
+        assert_eq!(of(Code::UnknownTopicOrPartition).as_deref(), Some("the topic does not exist"));
+        assert_eq!(of(Code::TopicAuthorizationFailed).as_deref(), Some("the brokers deny reading the topic"));
+        assert!(of(Code::NotImplemented).is_some_and(|text| text.contains("compressed")));
+        assert!(of(Code::BadMessage).is_some_and(|text| text.contains("BadMessage")));
+        for passing in [Code::BrokerTransportFailure, Code::AllBrokersDown, Code::UnknownMemberId, Code::PollExceeded] {
+            assert_eq!(of(passing), None, "{passing}");
         }
     }
 }

@@ -135,9 +135,12 @@ impl<'s> LookUp<'s> {
 
     fn find(&mut self, reference: &str) -> Result<&'s RawValue, MappingFault> {
         if let Some(trigger) = self.scope.trigger() {
-            let mut path = reference.split('.');
-            let is_trigger = path.next() == Some(TRIGGER);
-            return if is_trigger { self.walk(trigger, Vec::new(), path) } else { Err(MappingFault::NotOfTrigger) };
+            let path = reference.split('.').skip(1);
+            return if is_of_trigger(reference) {
+                self.walk(trigger, Vec::new(), path)
+            } else {
+                Err(MappingFault::NotOfTrigger)
+            };
         }
         let (root, path) = root_of(reference)?;
         let path = path.peekable();
@@ -264,6 +267,16 @@ impl<'s> LookUp<'s> {
 
 fn element<'s>(elements: &[&'s RawValue], key: &str) -> Option<&'s RawValue> {
     key.parse().ok().and_then(|index: usize| elements.get(index).copied())
+}
+
+/// Whether the reference is to an event, as in the filter of a webhook.
+pub(crate) fn is_of_event(reference: &str) -> bool {
+    matches!(root_of(reference), Ok((Root::Event(..), _)))
+}
+
+/// Whether the reference is to what a trigger has seen.
+pub(crate) fn is_of_trigger(reference: &str) -> bool {
+    split_default(reference).0.split('.').next() == Some(TRIGGER)
 }
 
 /// Splits a reference into path and default.

@@ -269,6 +269,9 @@ impl Schedule {
     pub fn check(&self, path: &str, now: DateTime<Utc>) -> Result<(), Vec<FieldError>> {
         let text = match self.next(now) {
             Next::At(_) => return Ok(()),
+            Next::Never if self.times.end.is_some_and(|end| end <= now) => {
+                return Err(vec![FieldError::rule(format!("{path}.end_at"), "is in the past")]);
+            }
             Next::Never => "it would not fire within ten years",
             Next::NotUntil(_) => "it fires so seldom, because of what is excluded, that the time cannot be found",
         };

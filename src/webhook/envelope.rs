@@ -6,7 +6,7 @@ use crate::{
     event::Event,
     expression,
     input::{members, object_of, to_raw},
-    mapping::Scope,
+    mapping::{Scope, reference::is_of_event},
 };
 
 /// Maximum bytes of input and output together in a full payload.
@@ -73,6 +73,11 @@ pub fn without_callback(body: &RawValue, mask: &str) -> Box<RawValue> {
 #[must_use]
 pub fn passes(filter: &str, body: &RawValue) -> bool {
     expression::holds(filter, &Scope::of_event(body)).unwrap_or(true)
+}
+
+/// Checks that a filter is about events. The error is for people.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    expression::check_about(filter, "${event.type}, ${event.timestamp} or ${event.data.<path>}", is_of_event)
 }
 
 #[cfg(test)]
@@ -142,6 +147,13 @@ mod tests {
             ("${event.data.status} > 1", true),
         ] {
             assert_eq!(passes(filter, &body), expected, "{filter}");
+            assert_eq!(check_filter(filter), Ok(()));
+        }
+        for filter in
+            ["${data.status} == 'FAILED'", "${event.data.seq} > 1 or ${workflow.input.x}", "${event.id}", "'x'"]
+        {
+            let why = check_filter(filter).expect_err(filter);
+            assert!(why.contains("${event.type}"), "{why}");
         }
     }
 }

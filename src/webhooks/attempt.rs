@@ -53,7 +53,7 @@ struct Answer {
 impl Sending {
     /// Sends a delivery once, within that time.
     pub async fn attempt(&self, claimed: &Claimed, within: Duration) -> Outcome {
-        let began = self.clock.instant();
+        let (began, started_at) = (self.clock.instant(), self.clock.now());
         let number = claimed.attempts + 1;
         let (ended, error, answer) = self.send(claimed, number, within).await;
         let asked = answer.retry_after.as_deref().and_then(|value| retry_after(value, self.clock.now()));
@@ -67,6 +67,7 @@ impl Sending {
             number,
             ended,
             pause: pause.filter(|_| !ended.is_success() && !ended.is_gone() && !claimed.is_single),
+            started_at: started_at.into(),
             duration: self.clock.since(began),
             error,
             content_type: answer.content_type,

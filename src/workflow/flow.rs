@@ -315,20 +315,16 @@ impl FlowControl {
 fn read_key(node: &Node<'_>) -> Read<String> {
     let key = node.not_blank(EXPRESSION_CHARS)?;
     let fault = |text: String| Err(vec![FieldError::rule(node.path(), text)]);
-    if let Err(error) = expression::check(&key) {
-        return fault(format!("it is no expression: {error}"));
+    let references = match expression::references(&key) {
+        Ok(references) => references,
+        Err(error) => return fault(format!("it is no expression: {error}")),
+    };
+    if let Some(reference) = references.iter().find(|reference| !matches!(root_of(reference), Ok((Root::Input(_), _))))
+    {
+        let reference = shorten(reference);
+        return fault(format!("'{reference}' is no value of the input, such as ${{workflow.input.customer}}"));
     }
-    // No string of an expression can contain `${`.
-    let references = key.split("${").skip(1).filter_map(|rest| rest.split_once('}')).map(|(reference, _)| reference);
-    let mut count = 0;
-    for reference in references {
-        count += 1;
-        if !matches!(root_of(reference), Ok((Root::Input(_), _))) {
-            let reference = shorten(reference);
-            return fault(format!("'{reference}' is no value of the input, such as ${{workflow.input.customer}}"));
-        }
-    }
-    if count == 0 { fault("it has the same value for all runs; leave it out".to_owned()) } else { Ok(key) }
+    if references.is_empty() { fault("it has the same value for all runs; leave it out".to_owned()) } else { Ok(key) }
 }
 
 /// Value of a key as text; empty without an expression.

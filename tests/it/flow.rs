@@ -264,6 +264,11 @@ async fn a_held_run_can_be_cancelled_paused_and_resumed_and_no_slot_is_lost(pool
     agent.called(&[1]).await;
     assert_eq!(act(service, id(&runs[1]), "cancel", 200).await["status"], "CANCELLED");
     act(service, id(&runs[2]), "pause", 200).await;
+    let waiting = &run(service, id(&runs[2])).await["waiting"];
+    assert_eq!((&waiting["reason"], &waiting["running"]), (&json!("paused"), &json!(1)));
+    assert!(waiting["message"].as_str().is_some_and(|message| message.contains("until it is resumed")), "{waiting}");
+    // It is not in the way of the others.
+    assert_eq!(run(service, id(&runs[3])).await["waiting"]["ahead"], 0);
     agent.answer(1);
     // The cancelled one and the paused one are passed over.
     agent.called(&[1, 4]).await;

@@ -14,7 +14,7 @@ use rdkafka::{
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
-use workflow_api::{config::Config, db::migrations::MIGRATOR, kafka};
+use workflow_api::{config::Config, db::migrations::MIGRATOR, kafka, trigger::kafka::Start};
 
 use crate::service::{Answer, Service, config, eventually};
 
@@ -551,6 +551,46 @@ async fn the_owner_sees_why_a_topic_is_not_read(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn a_trigger_that_stops_in_front_of_a_record_does_not_show_an_error_of_before(pool: PgPool) {
+    let world = World::start(&pool, 1).await;
+    let topic = format!("later-{}", Uuid::new_v4().simple());
+    let trigger = world.trigger("orders", json!({"topic": topic, "on_error": "stop"})).await;
+    eventually("the reason is shown", || async {
+        world.shown(&trigger).await["kafka"]["error"].is_string().then_some(())
+    })
+    .await;
+    let world = World { topic, ..world };
+    world.create_topic(1).await;
+    world.send(0, None, Some(b"no JSON")).await;
+    eventually("it is paused", || async { (world.shown(&trigger).await["enabled"] == false).then_some(()) }).await;
+    assert_eq!(world.shown(&trigger).await["kafka"]["error"], Value::Null);
+}
+
+/// A process that joins a group of others finds a topic that was made meanwhile, of which nothing is committed yet.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn where_a_group_begins_is_settled_while_others_read(pool: PgPool) {
+    let world = World::start(&pool, 1).await;
+    let group = format!("wf-trigger-{}", Uuid::new_v4());
+    let member: BaseConsumer = client(&world.service.config)
+        .set("group.id", &group)
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("valid settings");
+    member.subscribe(&[&world.topic]).expect("a subscription");
+    eventually("it is a member", || async {
+        let _ = member.poll(Duration::ZERO);
+        member.assignment().is_ok_and(|partitions| partitions.count() == 1).then_some(())
+    })
+    .await;
+    let (kafka, topic) = (world.service.config.kafka.clone(), world.topic.clone());
+    let begin = move |has_begun| {
+        kafka::trigger_consumer::begin(&kafka, (&topic, &group), Start::Earliest, has_begun).map_err(|_| "refused")
+    };
+    let settled = tokio::task::spawn_blocking(move || (begin(true), begin(false))).await.expect("an answer");
+    assert_eq!(settled, (Ok(false), Err("refused")));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn what_cannot_be_read_or_may_not_is_refused_with_its_field(pool: PgPool) {
     let settings = [("MAX_KAFKA_TRIGGERS", "2"), ("KAFKA_TRIGGER_TOPICS", "open.*,{organization}.*")];
     let service = Service::start_with(config(&pool, &settings));
@@ -564,6 +604,8 @@ async fn what_cannot_be_read_or_may_not_is_refused_with_its_field(pool: PgPool) 
         (json!({"topic": "acme.orders"}), "topic"),
         (json!({"topic": "open.a", "group_id": "billing"}), "group_id"),
         (json!({"topic": "open.a", "filter": "1 +"}), "filter"),
+        (json!({"topic": "open.a", "filter": "${workflow.input.x} == 1"}), "filter"),
+        (json!({"topic": "open.a", "idempotency": "'always the same'"}), "idempotency"),
     ] {
         let answer = service.post(TRIGGERS, &body("n", config.clone())).await;
         assert_eq!(fields(&answer), [format!("body.config.{field}")], "{config}");
@@ -576,6 +618,9 @@ async fn what_cannot_be_read_or_may_not_is_refused_with_its_field(pool: PgPool) 
     assert_eq!(fields(&moved), ["body.config.group_id"]);
     let closed = service.put(&path(&first), &json!({"config": {"topic": "other", "group_id": group}})).await;
     assert_eq!(fields(&closed), ["body.config.topic"]);
+    let about = json!({"config": {"topic": "open.a", "group_id": group, "filter": "${value.n} == 1"}});
+    let changed = service.put(&path(&first), &about).await;
+    assert_eq!(fields(&changed), ["body.config.filter"]);
     service.post(TRIGGERS, &body("b", json!({"topic": "default.x"}))).await.expect(201);
     let more = service.post(TRIGGERS, &body("c", json!({"topic": "open.a"}))).await.error(409);
     assert_eq!(more["code"], "too_many_kafka_triggers");

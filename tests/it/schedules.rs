@@ -336,9 +336,15 @@ async fn a_limited_schedule_ends_and_firing_by_hand_does_not_count(pool: PgPool)
         .await;
     let fired = world.service.post(&format!("{TRIGGERS}/{id}/fire"), &json!({})).await.expect(202);
     assert_eq!(fired["outcome"], "started");
+    let shown = async || {
+        let trigger = world.trigger(id).await;
+        (trigger["schedule"]["remaining"].clone(), trigger["next"].as_array().expect("a list").len())
+    };
+    assert_eq!(shown().await, (json!(3), 3));
     world.pass("2027-01-01T00:00:00Z").await;
     world.pass("2027-01-02T00:00:00Z").await;
     assert_eq!(world.count(id, "fired").await, 4);
+    assert_eq!(shown().await, (json!(0), 0));
     let sql = "SELECT remaining = 0 AND due_at IS NULL FROM trigger_schedules";
     assert!(sqlx::query_scalar::<_, bool>(sql).fetch_one(&pool).await.expect("a row"));
 }

@@ -245,6 +245,11 @@ async fn webhooks_are_exported_without_secrets_and_put_by_their_names(pool: PgPo
     let changed = webhooks::get(&service, &hook).await;
     assert_eq!((&changed["payload"], &changed["workflow_names"]), (&json!("full"), &Value::Null));
     assert_eq!(changed["secret_hint"], before["secret_hint"]);
+    // The secret may be given, but not changed.
+    let mut same = service.get(EXPORT).await.expect(200);
+    same["webhooks"][0]["secret"] = json!(secret);
+    let report = service.post(IMPORT, &same).await.expect(200);
+    assert_eq!(report["unchanged"]["webhooks"], json!(["orders", "second"]));
     // What cannot be told apart or kept is refused.
     let errors = async |change: &dyn Fn(&mut Value)| {
         let mut wrong = document.clone();
@@ -252,7 +257,8 @@ async fn webhooks_are_exported_without_secrets_and_put_by_their_names(pool: PgPo
         service.post(IMPORT, &wrong).await.field_errors()
     };
     assert_eq!(errors(&|hook| hook["signature"] = json!("ed25519")).await, ["body.webhooks.0.signature value_error"]);
-    assert_eq!(errors(&|hook| hook["secret"] = json!(secret)).await, ["body.webhooks.0.secret value_error"]);
+    let another = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    assert_eq!(errors(&|hook| hook["secret"] = json!(another)).await, ["body.webhooks.0.secret value_error"]);
     assert_eq!(errors(&|hook| hook["url"] = json!("http://10.0.0.1/")).await, ["body.webhooks.0.url value_error"]);
     assert_eq!(errors(&|hook| hook["event_types"] = json!([])).await, ["body.webhooks.0.event_types value_error"]);
     let new = errors(&|hook| hook["name"] = json!("third")).await;

@@ -133,7 +133,7 @@ pub struct Rule {
 
 /// Route table. Paths are at the root for [`Public`], [`Metrics`], [`Details`] and other protocols than
 /// [`Protocol::Rest`], else below the prefix. A route that is missing here is denied to all callers, and fails a test. Further requirements of a route are noted beside it.
-static RULES: [(Method, &str, Rule); 126] = [
+static RULES: [(Method, &str, Rule); 127] = [
     (Method::GET, "/", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health", Rule::new(Public).in_connection().on_spare_connections()),
     (Method::GET, "/health/live", Rule::new(Public).in_connection().on_spare_connections()),
@@ -221,6 +221,7 @@ static RULES: [(Method, &str, Rule); 126] = [
     (Method::POST, "/triggers/{trigger_id}/fire", Rule::of_trigger(&[RunsWrite])),
     (Method::POST, "/triggers/{trigger_id}/preview", Rule::of_trigger(&[WorkflowsRead])),
     (Method::POST, "/triggers/{trigger_id}/backfills", Rule::of_trigger(&[RunsWrite])),
+    (Method::POST, "/triggers/{trigger_id}/backfill", Rule::of_trigger(&[RunsWrite])),
     (Method::GET, "/triggers/{trigger_id}/backfills", Rule::of_trigger(&[WorkflowsRead])),
     (Method::GET, "/triggers/{trigger_id}/backfills/{backfill_id}", Rule::of_trigger(&[WorkflowsRead])),
     (Method::POST, "/triggers/{trigger_id}/backfills/{backfill_id}/stop", Rule::of_trigger(&[RunsWrite])),

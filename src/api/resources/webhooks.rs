@@ -110,7 +110,7 @@ pub async fn list_webhooks(State(app): State<App>, caller: Caller, query: Query)
 
 /// Create a webhook
 ///
-/// The answer is the only one that contains the secret. Events from now on are sent. An organisation has 32 webhooks at
+/// Only this answer contains the secret, and that to a repeat with the same `Idempotency-Key`. Events from now on are sent. An organisation has 32 webhooks at
 /// most.
 #[utoipa::path(
     post, path = "/webhooks", tag = "webhooks", request_body = NewWebhookBody, params(parameters::IdempotencyKey),

@@ -66,6 +66,23 @@ impl<'q> ListQuery<'q> {
         Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))
     }
 
+    /// Both ends of the time span of creation: `from` and `to`, or `created_after` and `created_before`. Of two names of the
+    /// same end one is allowed.
+    pub fn created(&mut self) -> Result<(Option<Timestamp>, Option<Timestamp>), ApiError> {
+        let (after, before) = self.span("created")?;
+        let (from, to) = (self.instant("from")?, self.instant("to")?);
+        for (name, other, is_double) in [
+            ("from", "created_after", from.is_some() && after.is_some()),
+            ("to", "created_before", to.is_some() && before.is_some()),
+        ] {
+            if is_double {
+                let text = format!("is another name of {other}, and cannot be given together with it");
+                return Err(FieldError::rule(format!("query.{name}"), text).into());
+            }
+        }
+        Ok((from.or(after), to.or(before)))
+    }
+
     fn instant(&mut self, name: &str) -> Result<Option<Timestamp>, ApiError> {
         Ok(self.text(name).map(|text| input::query_datetime(name, text)).transpose()?.map(Timestamp::from))
     }

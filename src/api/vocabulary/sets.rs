@@ -150,6 +150,8 @@ sets! {
     ThrottlePolicy = workflow::ThrottlePolicy::ALL.map(workflow::ThrottlePolicy::as_str);
     /// Stage of flow control. A run passes them in this order.
     FlowStage = workflow::FlowStage::ALL.map(workflow::FlowStage::as_str);
+    /// Why a run has not started.
+    WaitingReason = ["concurrency", "throttle", "debounce", "paused"];
     /// Decision of a stage of flow control. `arrived`: there is none yet; `queued`: the run waits; `admitted`: it may run;
     /// `skipped` (concurrency), `dropped` (throttle), `replaced`: it was cancelled.
     FlowState = ["arrived", "queued", "admitted", "skipped", "dropped", "replaced"];

@@ -45,7 +45,7 @@ pub struct Waiting {
     pub stage: String,
     /// Runs of its concurrency key that have a slot, counted up to the limit.
     pub running: i64,
-    /// Runs of its key that come before it, counted up to [`MAX_AHEAD`].
+    /// Runs of its key that come before it, without paused ones, counted up to [`MAX_AHEAD`].
     pub ahead: i64,
     /// Limit of the stage, if there is one.
     pub most: Option<i32>,
@@ -74,6 +74,7 @@ pub async fn waiting(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Wai
                 WHERE of.flow_stage <> 'debounce' AND r.organization_id = of.organization_id
                     AND r.workflow_name = of.workflow_name AND r.flow_stage = of.flow_stage AND r.flow_key = of.flow_key
                     AND r.flow_state IN ('arrived', 'queued') AND r.status IN ('PENDING', 'RUNNING')
+                    AND r.paused_at IS NULL
                     AND (r.priority > of.priority
                         OR (r.priority = of.priority AND (r.created_at, r.run_id) < (of.created_at, of.run_id)))
                 LIMIT $2) AS before) AS ahead

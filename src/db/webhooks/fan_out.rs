@@ -130,6 +130,17 @@ impl RunValues {
     }
 }
 
+/// Logs which webhooks have a filter from a time when it was not checked, and so get every event.
+fn warn_of_filters(wanted: &[(&EventRow, &Subscription)]) {
+    let filters: BTreeMap<Uuid, &str> =
+        wanted.iter().filter_map(|(_, of)| Some((of.id, of.filter.as_deref()?))).collect();
+    for (webhook_id, filter) in filters {
+        if let Err(why) = envelope::check_filter(filter) {
+            tracing::warn!(%webhook_id, "the filter of a webhook is not about events, and may let all pass: {why}");
+        }
+    }
+}
+
 /// Makes deliveries, in this order, where the filters of the endpoints take them; a dry run makes none. Returns how many.
 pub(super) async fn deliver(
     conn: &mut PgConnection,
@@ -175,6 +186,7 @@ pub(super) async fn deliver(
         }
     }
     if !is_dry {
+        warn_of_filters(wanted);
         deliveries::insert(conn, &made).await?;
     }
     Ok(made.len())

@@ -150,6 +150,8 @@ pub struct Outcome {
     pub ended: Ended,
     /// Pause before the next attempt; `None` if this was the last one.
     pub pause: Option<Duration>,
+    /// By the clock of the process.
+    pub started_at: Timestamp,
     pub duration: Duration,
     pub error: Option<String>,
     pub content_type: Option<String>,

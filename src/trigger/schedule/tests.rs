@@ -134,7 +134,6 @@ fn what_never_fires_is_found_out_in_bounded_time() {
         json!({"cron": ["0 0 31 4,6,9,11 *"], "time_zone": "Europe/Berlin"}),
         json!({"cron": ["*/5 * * * *"], "exclude": ["* * * * *"]}),
         json!({"cron": ["* * * * * *"], "exclude": ["* * * * * *"]}),
-        json!({"cron": ["0 0 * * *"], "end_at": "2020-01-01T00:00:00Z"}),
         everything,
     ] {
         let errors = schedule(&config).check("config", now).expect_err("it does not fire");
@@ -173,6 +172,19 @@ fn what_is_wrong_is_said_with_its_field() {
         (json!({"cron": cron, "catch_up": "all", "overlap": "buffer_one"}), "config.catch_up"),
     ] {
         assert_eq!(read(&config).map(|_| ()), Err(vec![field.to_owned()]), "{config}");
+    }
+}
+
+#[test]
+fn a_schedule_that_cannot_fire_is_refused_with_the_member_that_ends_it() {
+    for (config, field) in [
+        (json!({"cron": ["0 0 30 2 *"]}), "config.cron"),
+        (json!({"cron": ["@daily"], "end_at": "2026-01-01T00:00:00Z"}), "config.end_at"),
+        (json!({"every": "PT1H", "end_at": "2026-01-01T00:00:00Z"}), "config.end_at"),
+        (json!({"cron": ["@daily"], "end_at": "2026-01-02T00:00:01Z"}), "config.cron"),
+    ] {
+        let errors = schedule(&config).check("config", at("2026-01-02T00:00:00Z")).expect_err("it cannot fire");
+        assert_eq!(errors[0].field, field, "{config}");
     }
 }
 

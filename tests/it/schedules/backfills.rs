@@ -41,7 +41,7 @@ async fn a_backfill_makes_all_runs_of_its_range_and_a_repeat_none(pool: PgPool) 
     let done = ended(&world, id, &job).await;
     assert_eq!((&done["state"], &done["started"], &done["done"]), (&json!("completed"), &json!(4), &json!(4)));
     assert_eq!(world.runs(id).await, times.map(at));
-    let job = backfill(&world, id, real.clone()).await.expect(202);
+    let job = world.service.post(&format!("{TRIGGERS}/{id}/backfill"), &real).await.expect(202);
     let done = ended(&world, id, &job).await;
     assert_eq!((&done["present"], &done["started"]), (&json!(4), &json!(0)));
     real["force"] = json!(true);

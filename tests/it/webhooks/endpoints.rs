@@ -56,6 +56,8 @@ async fn each_member_has_its_limits(pool: PgPool) {
         (json!({"event_types": ["run.failed", "run.complete"]}), "body.event_types.1 value_error"),
         (json!({"workflow_names": []}), "body.workflow_names value_error"),
         (json!({"filter": "${event.data"}), "body.filter value_error"),
+        (json!({"filter": "${data.status} == 'FAILED'"}), "body.filter value_error"),
+        (json!({"filter": "'x'"}), "body.filter value_error"),
         (json!({"payload": "fat"}), "body.payload value_error"),
         (json!({"ordering": "fifo"}), "body.ordering value_error"),
         (json!({"headers": {"webhook-id": "x"}}), "body.headers.webhook-id value_error"),
@@ -88,7 +90,7 @@ async fn each_member_has_its_limits(pool: PgPool) {
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_change_needs_the_version_that_was_read_and_keeps_what_is_masked(pool: PgPool) {
     let (service, receiver) = (Service::start(&pool), Receiver::content().await);
-    let more = json!({"headers": {"x-key": "k1", "x-other": "o1"}, "workflow_names": ["a"], "filter": "true"});
+    let more = json!({"headers": {"x-key": "k1", "x-other": "o1"}, "workflow_names": ["a"], "filter": "${event.data.n} is null"});
     let webhook = create(&service, &receiver.url("/"), more).await;
     let tag = service.get(&path(&webhook)).await.header("etag").expect("a tag").to_owned();
     let changed = json!({"headers": {"x-key": "********"}, "workflow_names": null, "filter": null});
@@ -242,6 +244,7 @@ async fn a_test_is_sent_at_once_and_not_repeated_and_says_nothing_about_the_endp
     let answer = service.post(&format!("{}/test", path(&webhook)), &json!({})).await.expect(200);
     assert_eq!((&answer["outcome"], &answer["status_code"]), (&json!("status"), &json!(418)));
     assert_eq!(answer["answer"], "short and stout");
+    assert!(answer["started_at"].is_string(), "{answer}");
     let got = receiver.got("/", 1).await.remove(0);
     assert!(got.is_signed_with(secret(&webhook)));
     assert_eq!(got.json()["type"], "webhook.ping");
@@ -309,8 +312,17 @@ async fn deliveries_are_found_by_state_type_run_and_status(pool: PgPool) {
     assert_eq!(total("status_code=204&event_type=run.completed").await, 2);
     assert_eq!(total("run_id=run-none").await, 0);
     assert_eq!(total("created_before=2020-01-01T00:00:00Z").await, 0);
-    let wrong = service.get(&format!("{}/deliveries?status_code=x", path(&webhook))).await;
-    assert_eq!(wrong.field_errors(), ["query.status_code int_parsing"]);
+    assert_eq!(total("from=2100-01-01T00:00:00Z").await, 0);
+    assert_eq!(total("to=2020-01-01T00:00:00Z").await, 0);
+    assert_eq!(total("from=2020-01-01T00:00:00Z&to=4102444800").await, 5);
+    for (query, error) in [
+        ("status_code=x", "query.status_code int_parsing"),
+        ("from=yesterday", "query.from datetime_parsing"),
+        ("to=0&created_before=0", "query.to value_error"),
+    ] {
+        let wrong = service.get(&format!("{}/deliveries?{query}", path(&webhook))).await;
+        assert_eq!(wrong.field_errors(), [error]);
+    }
     let mut seen = Vec::new();
     let mut query = "page_size=2".to_owned();
     loop {

@@ -298,8 +298,8 @@ pub struct RunDetail {
 /// Why a run has not started.
 #[derive(Serialize, ToSchema)]
 pub struct WaitingRun {
-    /// Stage of flow control that holds it.
-    #[schema(value_type = sets::FlowStage)]
+    /// Stage of flow control that holds it, or `paused`: that passes over it until it is resumed.
+    #[schema(value_type = sets::WaitingReason)]
     reason: String,
     /// For `concurrency`: runs of the same key that are under way; otherwise 0.
     running: i64,
@@ -315,8 +315,8 @@ pub struct WaitingRun {
     message: String,
 }
 
-impl From<Waiting> for WaitingRun {
-    fn from(waiting: Waiting) -> Self {
+impl WaitingRun {
+    fn new(waiting: Waiting, is_paused: bool) -> Self {
         let Waiting { stage, running, ahead, most, period_secs, due_at } = waiting;
         let message = match (stage.as_str(), most, period_secs) {
             ("concurrency", Some(most), _) => {
@@ -330,7 +330,12 @@ impl From<Waiting> for WaitingRun {
             }
             _ => "It starts soon".to_owned(),
         };
-        Self { reason: stage, running, limit: most, ahead, due_at, message }
+        let (reason, message) = if is_paused {
+            ("paused".to_owned(), "It is paused; others start before it until it is resumed".to_owned())
+        } else {
+            (stage, message)
+        };
+        Self { reason, running, limit: most, ahead, due_at, message }
     }
 }
 
@@ -350,7 +355,8 @@ impl RunDetail {
     /// The run with the reason why it is held.
     #[must_use]
     pub fn waiting(self, waiting: Option<Waiting>) -> Self {
-        Self { waiting: waiting.map(Into::into), ..self }
+        let is_paused = self.run.paused_at.is_some();
+        Self { waiting: waiting.map(|waiting| WaitingRun::new(waiting, is_paused)), ..self }
     }
 
     /// The run's id.

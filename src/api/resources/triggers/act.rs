@@ -9,7 +9,7 @@ use http::StatusCode;
 
 use super::{
     find, shown,
-    wire::{FiredTrigger, TriggerDetail, TriggerPreview},
+    wire::{FiredTrigger, ScheduleProgress, TriggerDetail, TriggerPreview, next_of},
 };
 use crate::{
     actions::{
@@ -183,11 +183,12 @@ pub async fn preview_trigger(
         Ok(input) => (Some(input), None),
         Err(failure) => (None, Some(failure)),
     };
+    let schedule = ScheduleProgress::read(&mut conn, &row).await?;
     let preview = TriggerPreview {
         input,
         reason: failure.as_ref().map(|failure| failure.reason),
         detail: failure.map(|failure| failure.detail),
-        next: TriggerPreview::next_of(&row, now),
+        next: next_of(&row, now, schedule.as_ref()),
     };
     Ok(Json(preview).into_response())
 }

@@ -292,6 +292,30 @@ pub async fn backfill_trigger(
     }
 }
 
+/// Backfill a schedule, by the other path
+///
+/// The same as `POST /triggers/{trigger_id}/backfills`.
+#[utoipa::path(
+    post, path = "/triggers/{trigger_id}/backfill", tag = "triggers",
+    params(("trigger_id" = Uuid, Path), parameters::IdempotencyKey), request_body = BackfillBody,
+    responses(
+        (status = 200, description = "Dry run", body = BackfillDryRun),
+        (status = 202, description = "The job was created", body = Backfill, headers(("Location" = String, description = "Its path"))),
+        (status = 404, body = ErrorBody),
+        (status = 409, description = "5 backfills of the schedule run already, or a request with this key is under way", body = ErrorBody),
+        (status = 422, description = "Not valid, not a schedule, or more than 10 000 firings", body = ErrorBody),
+    ),
+)]
+pub async fn backfill_trigger_once(
+    app: State<App>,
+    caller: Caller,
+    id: TriggerId,
+    key: Key,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    backfill_trigger(app, caller, id, key, body).await
+}
+
 /// List backfills of a schedule
 ///
 /// The latest 20, the latest first.

@@ -196,6 +196,10 @@ pub struct TriggerDetail {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = KafkaReading, required = false)]
     kafka: Option<KafkaReading>,
+    /// What is left of a schedule; absent for other kinds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ScheduleProgress, required = false)]
+    schedule: Option<ScheduleProgress>,
     /// What only the answer to the create request has, such as a token.
     #[serde(flatten)]
     #[schema(ignore)]
@@ -217,20 +221,21 @@ impl TriggerDetail {
             Some(TriggerKind::Kafka) => db::kafka_triggers::find(&mut *conn, row.id).await?.map(KafkaReading::from),
             _ => None,
         };
+        let schedule = ScheduleProgress::read(&mut conn, &row).await?;
         let next = if row.enabled {
             let now = db::triggers::now(&mut *conn).await?;
             drop(conn);
-            let config = Config::from_stored(&row.kind, &row.config.0);
-            config.map(|config| config.next(now, SHOWN_FIRINGS)).unwrap_or_default()
+            next_of(&row, now, schedule.as_ref())
         } else {
             Vec::new()
         };
         Ok(Self {
-            next: next.into_iter().map(Timestamp::from).collect(),
+            next,
             firings: firings.unwrap_or_default().into_iter().map(ShownFiring::from).collect(),
             trigger: Trigger::new(row, health.as_ref()),
             webhook,
             kafka,
+            schedule,
             shown_once: Map::new(),
         })
     }
@@ -258,6 +263,32 @@ impl TriggerDetail {
         let run = self.trigger.health.run_status.as_deref().unwrap_or_default();
         format!("{sum:x}-{fired:x}-{next:x}-{refused:x}-{kafka:x}-{run}")
     }
+}
+
+/// What is left of a schedule.
+#[derive(Serialize, ToSchema)]
+pub struct ScheduleProgress {
+    /// Number of firings that are left of `config.remaining`; null: no limit. At 0 it has ended.
+    remaining: Option<i32>,
+}
+
+impl ScheduleProgress {
+    /// The state of a schedule; `None` for other kinds.
+    pub(super) async fn read(conn: &mut db::PooledConnection, row: &TriggerRow) -> Result<Option<Self>, db::Error> {
+        if row.kind != TriggerKind::Schedule.as_str() {
+            return Ok(None);
+        }
+        let state = db::schedules::find(&mut **conn, row.id).await?;
+        Ok(state.map(|state| Self { remaining: state.remaining }))
+    }
+}
+
+/// Next times of a trigger, no more than are left of a schedule.
+pub(super) fn next_of(row: &TriggerRow, now: DateTime<Utc>, schedule: Option<&ScheduleProgress>) -> Vec<Timestamp> {
+    let left = schedule.and_then(|schedule| schedule.remaining).map(|left| usize::try_from(left).unwrap_or_default());
+    let config = Config::from_stored(&row.kind, &row.config.0);
+    let next = config.map(|config| config.next(now, left.unwrap_or(SHOWN_FIRINGS).min(SHOWN_FIRINGS)));
+    next.unwrap_or_default().into_iter().map(Timestamp::from).collect()
 }
 
 /// Address of a webhook trigger, and what was refused there. The address with the token is shown once, when the token is
@@ -402,13 +433,4 @@ pub struct TriggerPreview {
     /// Next times at which it fires, without jitter, as far as they are known.
     #[schema(value_type = Vec<DateTime<Utc>>)]
     pub(super) next: Vec<Timestamp>,
-}
-
-impl TriggerPreview {
-    /// Next times of a configuration.
-    pub(super) fn next_of(row: &TriggerRow, now: DateTime<Utc>) -> Vec<Timestamp> {
-        let config = Config::from_stored(&row.kind, &row.config.0);
-        let next = config.map(|config| config.next(now, SHOWN_FIRINGS)).unwrap_or_default();
-        next.into_iter().map(Timestamp::from).collect()
-    }
 }

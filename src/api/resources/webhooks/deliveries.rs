@@ -113,9 +113,9 @@ impl From<DeliveryRow> for WebhookDelivery {
 pub struct WebhookAttempt {
     /// Number of the attempt, from 1; `webhook-attempt` on the wire.
     number: i32,
-    /// Time when it began; null in the answer to a test.
-    #[schema(value_type = Option<String>, format = DateTime)]
-    started_at: Option<Timestamp>,
+    /// Time when it began.
+    #[schema(value_type = String, format = DateTime)]
+    started_at: Timestamp,
     /// How long it took, in milliseconds.
     duration_ms: i64,
     /// How it ended.
@@ -146,7 +146,7 @@ impl WebhookAttempt {
         let is_hidden = row.is_internal && !sees_inside(caller);
         Self {
             number: row.number,
-            started_at: Some(row.started_at),
+            started_at: row.started_at,
             duration_ms: row.duration_ms.into(),
             outcome: row.outcome,
             status_code: row.status_code,
@@ -163,7 +163,7 @@ impl WebhookAttempt {
         let is_hidden = outcome.is_internal && !sees_inside(caller);
         Self {
             number: outcome.number,
-            started_at: None,
+            started_at: outcome.started_at,
             duration_ms: i64::try_from(outcome.duration.as_millis()).unwrap_or(i64::MAX),
             outcome: outcome.ended.as_str().to_owned(),
             status_code: outcome.status(),
@@ -225,6 +225,8 @@ fn no_delivery() -> ApiError {
         ("event_type" = Option<Vec<String>>, Query, explode = false, description = "Any of these types"),
         ("run_id" = Option<String>, Query, description = "Exactly this run"),
         ("status_code" = Option<i32>, Query, description = "HTTP status of the last answer"),
+        ("from" = Option<DateTime<Utc>>, Query, description = "Created at this time or later; another name of `created_after`"),
+        ("to" = Option<DateTime<Utc>>, Query, description = "Created at this time or earlier; another name of `created_before`"),
         parameters::Created,
         ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default)"),
     ),
@@ -250,7 +252,7 @@ pub async fn list_webhook_deliveries(
         run_id: parameters.text("run_id").map(str::to_owned),
         // The range fits.
         status_code: status.transpose()?.map(|status| i32::try_from(status).unwrap_or_default()),
-        created: parameters.span("created")?,
+        created: parameters.created()?,
     };
     let ascending = parameters.is_ascending();
     let list = ListRequest::read(&app, &parameters, &format!("deliveries of {id}")).await?;

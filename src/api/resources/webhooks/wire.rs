@@ -13,12 +13,13 @@ use crate::{
     agent::masked_url,
     api::vocabulary::{page::Page, sets},
     db::webhooks::{StateRow, WebhookRow, replays::Recovery},
-    expression,
     input::{FieldError, Node, Object, Patch, Read, request_object},
     timestamp::Timestamp,
     vault::Vault,
     webhook::{
-        Ordering, Payload, events, is_own_header,
+        Ordering, Payload,
+        envelope::check_filter,
+        events, is_own_header,
         schedule::WARNING_FAILURES,
         secret::{Secret, SignatureKind},
     },
@@ -483,7 +484,7 @@ fn texts(node: &Node<'_>, most: usize, check: impl Fn(&str) -> Result<(), String
 
 fn read_filter(node: &Node<'_>) -> Read<String> {
     let text = node.not_blank(1..=MAX_FILTER_CHARS)?;
-    match expression::check(&text) {
+    match check_filter(&text) {
         Ok(()) => Ok(text),
         Err(error) => Err(vec![FieldError::rule(node.path(), error)]),
     }

@@ -104,7 +104,7 @@ export function runWords(run, callbacks, rows, now) {
     const last = (/** @type {string} */ status) => rows.filter((row) => row.last.status === status);
     const until = (/** @type {string} */ since) => duration(span(since, null, now));
     if (run.status === "PENDING") {
-        if (run.waiting) return `held by ${run.waiting.reason} for ${until(run.created_at)}: ${run.waiting.message}`;
+        if (run.waiting && !run.paused_at) return `held by ${run.waiting.reason} for ${until(run.created_at)}: ${run.waiting.message}`;
         return run.paused_at ? `paused before it began, ${until(run.paused_at)} ago`
             : `waiting for an executor for ${until(run.created_at)}`;
     }
