@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::FieldError;
+use super::{FieldError, shorten};
 
 /// Maximum nesting of arrays and objects: later readers are recursive.
 pub const MAX_JSON_DEPTH: usize = 64;
@@ -36,11 +36,13 @@ pub struct JsonFault {
     pub kind: &'static str,
     /// Message for the client.
     pub message: &'static str,
+    /// Keys and indexes of the value with the error, each with a dot before it. `None` if the text is not JSON.
+    pub path: Option<String>,
 }
 
 impl JsonFault {
     fn new(offset: usize, kind: &'static str, message: &'static str) -> Self {
-        Self { offset, kind, message }
+        Self { offset, kind, message, path: None }
     }
 
     fn malformed(offset: usize) -> Self {
@@ -54,7 +56,11 @@ impl JsonFault {
 
 impl From<JsonFault> for FieldError {
     fn from(fault: JsonFault) -> Self {
-        Self::new(format!("body.{}", fault.offset), fault.kind, fault.message)
+        let field = match fault.path {
+            Some(path) => format!("body{path}"),
+            None => format!("body.{}", fault.offset),
+        };
+        Self::new(field, fault.kind, fault.message)
     }
 }
 
@@ -66,8 +72,48 @@ impl From<JsonFault> for FieldError {
 pub fn check_json(text: &[u8]) -> Result<&RawValue, JsonFault> {
     let text = std::str::from_utf8(text).map_err(|error| JsonFault::malformed(error.valid_up_to()))?;
     let raw = serde_json::from_str(text).map_err(|error| JsonFault::malformed(offset_of(&error, text)))?;
-    check_content(text.as_bytes())?;
-    Ok(raw)
+    match check_content(text.as_bytes()) {
+        Ok(_) => Ok(raw),
+        Err(fault) => Err(JsonFault { path: Some(path_to(text.as_bytes(), fault.offset)), ..fault }),
+    }
+}
+
+/// Keys and indexes of the value at `offset` in a well-formed text, each with a dot before it. The content is valid up
+/// to there. For a key it is the path of its object.
+fn path_to(text: &[u8], offset: usize) -> String {
+    // Of each open array its index, and of each open object its key, if that was read already.
+    enum Place<'a> {
+        Index(usize),
+        Key(Option<&'a [u8]>),
+    }
+    let (mut at, mut open) = (0, Vec::new());
+    while at < offset {
+        let end = match text[at] {
+            b'"' => string_end(text, at).unwrap_or(offset),
+            _ => at + 1,
+        };
+        if end > offset {
+            break;
+        }
+        match (text[at], open.last_mut()) {
+            (b'{', _) => open.push(Place::Key(None)),
+            (b'[', _) => open.push(Place::Index(0)),
+            (b'}' | b']', _) => drop(open.pop()),
+            (b'"', Some(Place::Key(key @ None))) => *key = Some(&text[at..end]),
+            (b',', Some(Place::Key(key))) => *key = None,
+            (b',', Some(Place::Index(index))) => *index += 1,
+            _ => (),
+        }
+        at = end;
+    }
+    let part = |place: &Place<'_>| match place {
+        Place::Index(index) => format!(".{index}"),
+        Place::Key(key) => {
+            let key = key.and_then(|key| serde_json::from_slice::<String>(key).ok());
+            key.map(|key| format!(".{}", shorten(&key))).unwrap_or_default()
+        }
+    };
+    open.iter().map(part).collect()
 }
 
 /// Byte offset at which the parser stopped; the parser counts lines and columns from 1.
@@ -363,6 +409,26 @@ mod tests {
             (r#"{"\uDFFF":1}"#, 2, "string_surrogate"),
         ] {
             check(text, Err((offset, kind)));
+        }
+    }
+
+    #[test]
+    fn an_error_in_the_content_names_the_member_and_one_in_the_form_the_byte() {
+        let long = "k".repeat(300);
+        let deep = format!(r#"{{"a":{}1{}}}"#, "[".repeat(64), "]".repeat(64));
+        for (text, field) in [
+            (r#""\u0000""#, "body".to_owned()),
+            (r#"{"name":"a\u0000b"}"#, "body.name".to_owned()),
+            (r#"{"a":{"b":"}"},"c":["x",[{"d\"[":1}],{"e,":[1,2,"\u0000"]}]}"#, "body.c.2.e,.2".to_owned()),
+            (r#"{"a":[1,{"b":2}],"\u0000":3}"#, "body".to_owned()),
+            (r#"{"a":[1,{"b":2,"\ud800":3}]}"#, "body.a.1".to_owned()),
+            (r#"{"a":[],"b":{},"c":1e999}"#, "body.c".to_owned()),
+            (&format!(r#"{{"{long}":"\ud800"}}"#), format!("body.{}…", "k".repeat(255))),
+            (&deep, format!("body.a{}", ".0".repeat(63))),
+            (r#"{"a":"b}"#, "body.7".to_owned()),
+        ] {
+            let fault = check_json(text.as_bytes()).expect_err(text);
+            assert_eq!(FieldError::from(fault).field, field, "{text}");
         }
     }
 
