@@ -27,7 +27,7 @@ mod responses;
 pub use a2a::A2aConfig;
 pub use address::masked_url;
 pub use auth::{AuthType, mask_auth_config, render_auth_config};
-pub use credentials::{ClientCredentials, Credentials, Secrets};
+pub use credentials::{ClientCredentials, Credentials, secrets_of};
 pub use fallbacks::{MAX_FALLBACKS, check as check_fallbacks};
 pub use kind::{AgentKind, ChatConfig, model_url};
 pub use mcp::McpConfig;

@@ -21,6 +21,7 @@ pub mod id;
 pub mod inbound;
 pub mod input;
 pub mod mapping;
+pub mod masking;
 pub mod mcp;
 pub mod permits;
 pub mod rate;

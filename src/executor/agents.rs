@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     access::OrganizationId,
     agent::{
-        A2aConfig, AgentKind, AgentStatus, ChatConfig, Credentials, McpConfig, ResponsesConfig, RetryConfig, Secrets,
+        A2aConfig, AgentKind, AgentStatus, ChatConfig, Credentials, McpConfig, ResponsesConfig, RetryConfig, secrets_of,
     },
     breaker::Rules,
     cache::Cache,
@@ -25,6 +25,7 @@ use crate::{
         breakers::SharedBreaker,
     },
     input::Node,
+    masking::Secrets,
     usage::{Price, Usage},
     vault::{self, Vault},
 };
@@ -184,7 +185,7 @@ impl Agents {
             protocol: protocol.ok_or_else(|| NoAgent::UnknownKind(row.name.clone()))?,
             breaker: self.breaker_rules.of_agent(breaker_config),
             read_breaker,
-            secrets: Secrets::of(&row.url, config.as_ref().ok().and_then(Option::as_deref)),
+            secrets: secrets_of(&row.url, config.as_ref().ok().and_then(Option::as_deref)),
             credentials: config.map(|config| Credentials::read(row.auth_type.as_deref(), config.as_deref())),
             timeout: Duration::from_millis(u64::try_from(row.timeout_ms).unwrap_or_default().max(1)),
             retry: RetryConfig::from_stored(row.retry_config.as_ref().map(|config| &*config.0)),

@@ -15,6 +15,7 @@ use crate::{
     },
     egress::{self, Hooks},
     event::{DEPTH_HEADER, wire_id},
+    masking::Secrets,
     timestamp::retry_after,
     trace::TRACEPARENT,
     vault::Vault,
@@ -80,8 +81,8 @@ impl Sending {
 
     async fn send(&self, claimed: &Claimed, number: i32, within: Duration) -> (Ended, Option<String>, Answer) {
         let failed = |ended, error: &str| (ended, Some(error.to_owned()), Answer::default());
-        let request = match self.request(claimed, number) {
-            Ok(request) => request,
+        let (request, secrets) = match self.request(claimed, number) {
+            Ok(prepared) => prepared,
             Err((ended, error)) => return failed(ended, error),
         };
         let deadline = self.clock.instant() + within;
@@ -91,12 +92,12 @@ impl Sending {
             Some(Err(error)) if error.is_timeout() => return failed(Ended::Timeout, "no connection in time"),
             Some(Err(error)) => {
                 let cause = egress::cause_of(&error).unwrap_or_else(|| "the connection failed".to_owned());
-                return failed(Ended::Network, &stored(&cause));
+                return failed(Ended::Network, &stored(cause.as_bytes()));
             }
             Some(Ok(response)) => response,
         };
         let status = response.status().as_u16();
-        let answer = self.read(response, deadline).await;
+        let answer = self.read(response, deadline, &secrets).await;
         let ended = Ended::Status(status);
         let error = match status {
             _ if ended.is_success() => None,
@@ -106,8 +107,9 @@ impl Sending {
         (ended, error, answer)
     }
 
-    /// The request: signed, or of a push notification with the token and the credentials of its client.
-    fn request(&self, claimed: &Claimed, number: i32) -> Result<RequestBuilder, (Ended, &'static str)> {
+    /// The request: signed, or of a push notification with the token and the credentials of its client. With it the
+    /// secrets that its answer may repeat.
+    fn request(&self, claimed: &Claimed, number: i32) -> Result<(RequestBuilder, Secrets), (Ended, &'static str)> {
         let unusable = |error| (Ended::NotAllowed, error);
         let sealed = rows::open(&self.vault, claimed.push_id.unwrap_or(claimed.webhook_id), &claimed.sealed.0)
             .map_err(|_| unusable("the secret cannot be decrypted: ENCRYPTION_KEY lacks its key"))?;
@@ -116,8 +118,11 @@ impl Sending {
         let id = wire_id(claimed.event_id);
         let version = claimed.protocol.as_deref().and_then(Version::parse);
         let signed = version.is_none().then(|| signatures(&sealed.valid_at(now), &id, now, &claimed.body));
+        let mut secrets = Secrets::default();
+        secrets.add_url(&claimed.url);
         let mut request = self.hooks.post(url).map_err(|_| unusable(NOT_ALLOWED))?;
         for (name, value) in sealed.headers {
+            secrets.add_header(&value);
             request = request.header(name, value);
         }
         if let Some(signed) = signed {
@@ -131,37 +136,42 @@ impl Sending {
         if let Some(traceparent) = &claimed.traceparent {
             request = request.header(TRACEPARENT, traceparent);
         }
-        Ok(request.body(claimed.body.clone()))
+        Ok((request.body(claimed.body.clone()), secrets))
     }
 
     /// Reads the beginning of an answer until the deadline. The rest is not read: the connection is closed. The status has
     /// been decided already.
-    async fn read(&self, mut response: Response, deadline: std::time::Instant) -> Answer {
+    async fn read(&self, mut response: Response, deadline: std::time::Instant, secrets: &Secrets) -> Answer {
         let text_of = |name| {
             let value = response.headers().get(name)?;
-            Some(stored(&String::from_utf8_lossy(value.as_bytes())).chars().take(HEADER_CHARS).collect())
+            Some(secrets.mask(stored(value.as_bytes())).chars().take(HEADER_CHARS).collect())
         };
         let (content_type, retry_after) = (text_of(header::CONTENT_TYPE), text_of(header::RETRY_AFTER));
         let is_internal = response.remote_addr().is_none_or(|address| !egress::is_public(address.ip()));
-        let mut bytes = Vec::new();
+        let (mut bytes, mut is_whole) = (Vec::new(), false);
         while bytes.len() < READ_BYTES {
             match self.clock.timeout_at(deadline, response.chunk()).await {
                 Some(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk[..chunk.len().min(READ_BYTES - bytes.len())]),
-                // The end, a broken connection, or no more in time.
-                Some(Ok(None) | Err(_)) | None => break,
+                Some(Ok(None)) => {
+                    is_whole = true;
+                    break;
+                }
+                // A broken connection, or no more in time.
+                Some(Err(_)) | None => break,
             }
         }
-        let end = bytes.len().min(STORED_BYTES);
-        let text = (end > 0).then(|| stored(&String::from_utf8_lossy(&bytes[..end])));
-        Answer { content_type, retry_after, text, is_internal }
+        let text = stored(&bytes);
+        let mut text = if is_whole { secrets.mask(text) } else { secrets.mask_beginning(text) };
+        text.truncate(text.floor_char_boundary(STORED_BYTES));
+        Answer { content_type, retry_after, text: Some(text).filter(|text| !text.is_empty()), is_internal }
     }
 }
 
 const NOT_ALLOWED: &str = "the address of the URL is not allowed";
 
 /// Text that the database can store.
-fn stored(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+fn stored(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).replace('\0', "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use crate::{
     a2a::card,
     access::OrganizationId,
-    agent::{AgentKind, Credentials, McpConfig, Secrets, model_url},
+    agent::{AgentKind, Credentials, McpConfig, model_url, secrets_of},
     api::vocabulary::sets,
     clock::Clock,
     db::{self, agent_cards::CardOwner, agents::AgentRow},
@@ -74,7 +74,7 @@ pub async fn check(egress: &Egress, agent: &AgentRow, with_secrets: bool) -> (Ag
         Err(format!("No answer within {} ms", time.as_millis()))
     });
     let auth_config = agent.auth_config.as_ref().map(|config| &*config.0);
-    let secrets = Secrets::of(&agent.url, auth_config);
+    let secrets = secrets_of(&agent.url, auth_config);
     let credentials = Credentials::read(agent.auth_type.as_deref(), auth_config);
     let masked = |text: String| egress.mask(&credentials, secrets.mask(text));
     let (status, message, card) = match checked {

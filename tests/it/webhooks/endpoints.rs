@@ -267,6 +267,26 @@ async fn a_test_is_sent_at_once_and_not_repeated_and_says_nothing_about_the_endp
     }
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn what_an_endpoint_repeats_of_its_own_headers_is_masked(pool: PgPool) {
+    use axum::response::IntoResponse as _;
+    let service = Service::start(&pool);
+    let receiver = Receiver::start(|received, _| {
+        let sent = received.header("authorization");
+        let text = format!("got {sent}, {} for {}", &sent["Bearer ".len()..], received.header("x-env"));
+        ([("content-type", sent.to_owned())], format!("{text}{}", ".".repeat(5000))).into_response()
+    })
+    .await;
+    let headers = json!({"authorization": "Bearer hunter2-the-token", "x-env": "v2"});
+    let webhook = create(&service, &receiver.url("/"), json!({"headers": headers})).await;
+    let shown = service.post(&format!("{}/test", path(&webhook)), &json!({})).await.expect(200);
+    assert_eq!(shown["answer"].as_str().expect("a text")[..21], *"got ***, *** for v2..");
+    let log = ended(&service, &webhook, 1).await;
+    let attempts = delivery(&service, &log[0]["id"]).await["attempt_log"].take();
+    assert_eq!((&attempts[0]["content_type"], &attempts[0]["answer"]), (&json!("***"), &shown["answer"]));
+    assert_eq!(attempts[0]["answer"].as_str().map(str::len), Some(4096));
+}
+
 /// Pitfall 9: the test shows no page of an address inside to those who may not see it.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn answers_from_inside_are_shown_to_administrators_only(pool: PgPool) {

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::bodies::{AnyConfigBody, CircuitBreakerConfigBody, RetryConfigBody};
 use crate::{
-    agent::{AgentKind, AuthType, RetryConfig, Secrets, mask_auth_config, masked_url, render_auth_config},
+    agent::{AgentKind, AuthType, RetryConfig, mask_auth_config, masked_url, render_auth_config, secrets_of},
     api::vocabulary::{app::App, caller::Caller, page::Page, sets},
     breaker::Rules,
     db::{
@@ -17,6 +17,7 @@ use crate::{
         agents::{AgentRow, AgentWithBreaker},
         breakers::SharedBreaker,
     },
+    masking::Secrets,
     timestamp::Timestamp,
 };
 
@@ -241,7 +242,7 @@ pub async fn show_with_card(app: &App, caller: &Caller, found: AgentWithBreaker)
     let mut card = AgentCard::new(row, agent.updated_at);
     if !caller.sees_secrets() {
         let opened = agent.clone().opened(&app.config.vault);
-        let secrets = Secrets::of(&opened.url, opened.auth_config.as_ref().map(|config| &*config.0));
+        let secrets = secrets_of(&opened.url, opened.auth_config.as_ref().map(|config| &*config.0));
         card = card.map(|card| card.masked(&secrets));
     }
     Ok((Agent { protocol_seen, card, ..show(app, caller, found) }, revision))
