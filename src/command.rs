@@ -5,6 +5,7 @@ pub mod invariants;
 mod reload;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{
@@ -32,6 +33,7 @@ use workflow_api::{
     db::{
         self,
         migrations::{self, WaitLimit},
+        sealed::Column,
     },
     demo_agent, executor,
     kafka::{self, topics::Extended},
@@ -356,21 +358,30 @@ pub async fn migration_status(settings: &config::Database) -> anyhow::Result<boo
     Ok(states.iter().all(|state| state.applied && !state.altered && !state.has_invalid_index))
 }
 
-/// Ids of encryption keys that credentials of agents need and the vault does not have.
-fn missing_keys(vault: &Vault, used: Vec<String>) -> Vec<String> {
+/// Ids of encryption keys that stored secrets need and the vault does not have.
+fn missing_keys(vault: &Vault, used: BTreeSet<String>) -> Vec<String> {
     let known = vault.key_ids();
     used.into_iter().filter(|used| !known.contains(used)).collect()
+}
+
+/// Ids of the encryption keys of all stored secrets.
+async fn used_keys(pool: &db::Pool) -> Result<BTreeSet<String>, db::Error> {
+    let mut used = BTreeSet::new();
+    for column in Column::ALL {
+        used.extend(column.key_ids(pool).await?);
+    }
+    Ok(used)
 }
 
 /// Logs the missing encryption keys, as soon as the database is there.
 async fn look_for_keys_when_possible(vault: Arc<Vault>, pool: db::Pool, lifecycle: Lifecycle) {
     loop {
-        match db::agents::key_ids(&pool).await {
+        match used_keys(&pool).await {
             Ok(used) => {
                 for key_id in missing_keys(&vault, used) {
                     tracing::error!(
                         key_id,
-                        "credentials of agents are encrypted with the key {key_id}, which ENCRYPTION_KEY does not contain"
+                        "secrets are encrypted with the key {key_id}, which ENCRYPTION_KEY does not contain"
                     );
                 }
                 return;
@@ -422,12 +433,14 @@ pub async fn check_db(settings: &config::Database, vault: &Vault) -> anyhow::Res
         let (version, has_tls) = db::server(&mut replica.context("DATABASE_REPLICA_URL")?).await?;
         println!("connected to a replica, PostgreSQL {version} {}", with_tls(has_tls));
     }
-    // Before the first migration there is no table, so no key is needed.
-    let mut used = db::agents::key_ids(&mut connection).await.unwrap_or_default();
-    used.extend(db::inbound::key_ids(&mut connection).await.unwrap_or_default());
+    let mut used = BTreeSet::new();
+    for column in Column::ALL {
+        // Before its migration there is no table, so no key is needed.
+        used.extend(column.key_ids(&mut connection).await.unwrap_or_default());
+    }
     let missing = missing_keys(vault, used);
     for key_id in &missing {
-        println!("ENCRYPTION_KEY: the key {key_id} is missing; credentials are encrypted with it");
+        println!("ENCRYPTION_KEY: the key {key_id} is missing; secrets are encrypted with it");
     }
     Ok(missing.is_empty())
 }

@@ -40,6 +40,7 @@ pub mod run_counts;
 pub mod runs;
 pub mod saved_views;
 pub mod schedules;
+pub mod sealed;
 pub mod service_keys;
 pub mod storage;
 pub mod triggers;

@@ -1,12 +1,14 @@
 //! Key rotation: encrypts the credentials of all agents, and the secrets of all webhooks, triggers and push notifications,
 //! with the first key while the service runs.
 
-use serde_json::value::RawValue;
 use sqlx::types::Json;
 use uuid::Uuid;
 
 use crate::{
-    db,
+    db::{
+        self,
+        sealed::{Column, Stored},
+    },
     vault::{DecryptError, Vault},
 };
 
@@ -30,52 +32,13 @@ pub struct Rotation {
     pub failed_pushes: Vec<(Uuid, DecryptError)>,
 }
 
-/// Stored secrets of a row.
-type Stored = (Uuid, Json<Box<RawValue>>);
-
-/// Table with secrets.
-#[derive(Clone, Copy)]
-enum Table {
-    Agents,
-    Webhooks,
-    Triggers,
-    Pushes,
-}
-
-impl Table {
-    async fn page(self, pool: &db::Pool, behind: Uuid) -> Result<Vec<Stored>, db::Error> {
-        match self {
-            Self::Agents => db::agents::stored_configs(pool, behind, BATCH).await,
-            Self::Webhooks => db::webhooks::stored(pool, behind, BATCH).await,
-            Self::Triggers => db::inbound::stored_secrets(pool, behind, BATCH).await,
-            Self::Pushes => db::webhooks::pushes::stored(pool, behind, BATCH).await,
-        }
-    }
-
-    async fn row(self, pool: &db::Pool, id: Uuid) -> Result<Option<Stored>, db::Error> {
-        match self {
-            Self::Agents => db::agents::stored_config(pool, id).await,
-            Self::Webhooks => db::webhooks::stored_of(pool, id).await,
-            Self::Triggers => db::inbound::stored_secrets_of(pool, id).await,
-            Self::Pushes => db::webhooks::pushes::stored_of(pool, id).await,
-        }
-    }
-
-    async fn replace(self, pool: &db::Pool, then: &Stored, now: &Json<Box<RawValue>>) -> Result<bool, db::Error> {
-        match self {
-            Self::Agents => db::agents::replace_config(pool, then, now).await,
-            Self::Webhooks => db::webhooks::replace_stored(pool, then, now).await,
-            Self::Triggers => db::inbound::replace_secrets(pool, then, now).await,
-            Self::Pushes => db::webhooks::pushes::replace_stored(pool, then, now).await,
-        }
-    }
-
-    fn failures(self, rotation: &mut Rotation) -> &mut Vec<(Uuid, DecryptError)> {
-        match self {
-            Self::Agents => &mut rotation.failed,
-            Self::Webhooks => &mut rotation.failed_webhooks,
-            Self::Triggers => &mut rotation.failed_triggers,
-            Self::Pushes => &mut rotation.failed_pushes,
+impl Rotation {
+    fn failures_of(&mut self, column: Column) -> &mut Vec<(Uuid, DecryptError)> {
+        match column {
+            Column::Agents => &mut self.failed,
+            Column::Webhooks => &mut self.failed_webhooks,
+            Column::Triggers => &mut self.failed_triggers,
+            Column::Pushes => &mut self.failed_pushes,
         }
     }
 }
@@ -84,16 +47,16 @@ impl Table {
 /// repeat finds nothing left to do.
 pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db::Error> {
     let mut rotation = Rotation::default();
-    for table in [Table::Agents, Table::Webhooks, Table::Triggers, Table::Pushes] {
+    for column in Column::ALL {
         let mut last = Uuid::nil();
         loop {
-            let batch = table.page(pool, last).await?;
+            let batch = column.page(pool, last, BATCH).await?;
             let Some((newest, _)) = batch.last() else { break };
             last = *newest;
             for mut stored in batch {
                 // A concurrent change encrypts with the key of its own process, which may be another one.
-                while !rotate(pool, vault, table, &stored, &mut rotation).await? {
-                    let Some(again) = table.row(pool, stored.0).await? else { break };
+                while !rotate(pool, vault, column, &stored, &mut rotation).await? {
+                    let Some(again) = column.find(pool, stored.0).await? else { break };
                     stored = again;
                 }
             }
@@ -106,7 +69,7 @@ pub async fn rotate_keys(pool: &db::Pool, vault: &Vault) -> Result<Rotation, db:
 async fn rotate(
     pool: &db::Pool,
     vault: &Vault,
-    table: Table,
+    column: Column,
     stored: &Stored,
     rotation: &mut Rotation,
 ) -> Result<bool, db::Error> {
@@ -116,10 +79,10 @@ async fn rotate(
         return Ok(true);
     }
     match vault.decrypt(*id, &config.0) {
-        Err(sealed) => table.failures(rotation).push((*id, sealed)),
+        Err(sealed) => rotation.failures_of(column).push((*id, sealed)),
         Ok(opened) => {
             let sealed = Json(vault.encrypt(*id, &opened));
-            if !table.replace(pool, stored, &sealed).await? {
+            if !column.replace(pool, stored, &sealed).await? {
                 return Ok(false);
             }
             rotation.changed += 1;

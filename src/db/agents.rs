@@ -281,41 +281,6 @@ fn bind_changeable<'q>(query: Query<'q, Postgres, PgArguments>, row: &'q AgentRo
         .bind(&row.fallbacks)
 }
 
-/// Stored credentials with the id of their agent.
-pub type StoredConfig = (Uuid, Json<Box<RawValue>>);
-
-/// Page of agents with credentials, at most `limit`, ordered by id after `behind`.
-pub async fn stored_configs(db: impl PgExecutor<'_>, behind: Uuid, limit: i64) -> Result<Vec<StoredConfig>, Error> {
-    let sql = "SELECT id, auth_config FROM agents WHERE id > $1 AND auth_config <> 'null' ORDER BY id LIMIT $2";
-    Ok(sqlx::query_as(sql).bind(behind).bind(limit).fetch_all(db).await?)
-}
-
-/// Stored credentials of an agent, if it has any.
-pub async fn stored_config(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<StoredConfig>, Error> {
-    let sql = "SELECT id, auth_config FROM agents WHERE id = $1 AND auth_config <> 'null'";
-    Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
-}
-
-/// Replaces the stored form of the same credentials. Returns `false` if they were changed meanwhile. The agent itself
-/// counts as unchanged.
-pub async fn replace_config(
-    db: impl PgExecutor<'_>,
-    (id, then): &StoredConfig,
-    now: &Json<Box<RawValue>>,
-) -> Result<bool, Error> {
-    let sql = "UPDATE agents SET auth_config = $3 WHERE id = $1 AND auth_config = $2";
-    Ok(sqlx::query(sql).bind(id).bind(then).bind(now).execute(db).await?.rows_affected() == 1)
-}
-
-/// Names of the keys that credentials of agents and secrets of webhooks are encrypted with.
-pub async fn key_ids(db: impl PgExecutor<'_>) -> Result<Vec<String>, Error> {
-    let sql = "SELECT auth_config->'encrypted'->>'key_id' FROM agents
-         WHERE jsonb_typeof(auth_config->'encrypted'->'key_id') = 'string'
-         UNION SELECT sealed->'encrypted'->>'key_id' FROM webhooks
-         WHERE jsonb_typeof(sealed->'encrypted'->'key_id') = 'string' ORDER BY 1";
-    Ok(sqlx::query_scalar(sql).fetch_all(db).await?)
-}
-
 /// Status of each of these agents of the organisation. Agents that do not exist are omitted.
 pub async fn statuses(
     conn: &mut PgConnection,

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::{Error, Pool, agents::StoredConfig};
+use super::{Error, Pool};
 use crate::timestamp::Timestamp;
 
 /// Time for which a delivery is remembered: longer than any provider repeats one.
@@ -49,35 +49,6 @@ pub async fn set_secrets(
     let sql = "UPDATE triggers SET secrets = $2 WHERE id = $1";
     sqlx::query(sql).bind(trigger_id).bind(secrets).execute(conn).await?;
     Ok(())
-}
-
-/// Stored secrets of triggers with an id behind this one, in the order of their ids.
-pub async fn stored_secrets(db: impl PgExecutor<'_>, behind: Uuid, limit: i64) -> Result<Vec<StoredConfig>, Error> {
-    let sql = "SELECT id, secrets FROM triggers WHERE id > $1 AND secrets IS NOT NULL ORDER BY id LIMIT $2";
-    Ok(sqlx::query_as(sql).bind(behind).bind(limit).fetch_all(db).await?)
-}
-
-/// Stored secrets of a trigger, if it has any.
-pub async fn stored_secrets_of(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<StoredConfig>, Error> {
-    let sql = "SELECT id, secrets FROM triggers WHERE id = $1 AND secrets IS NOT NULL";
-    Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
-}
-
-/// Replaces the stored form of the same secrets. Returns `false` if they were changed meanwhile.
-pub async fn replace_secrets(
-    db: impl PgExecutor<'_>,
-    (id, then): &StoredConfig,
-    now: &Json<Box<RawValue>>,
-) -> Result<bool, Error> {
-    let sql = "UPDATE triggers SET secrets = $3 WHERE id = $1 AND secrets = $2";
-    Ok(sqlx::query(sql).bind(id).bind(then).bind(now).execute(db).await?.rows_affected() == 1)
-}
-
-/// Names of the keys that secrets are encrypted with.
-pub async fn key_ids(db: impl PgExecutor<'_>) -> Result<Vec<String>, Error> {
-    let sql = "SELECT DISTINCT secrets->'encrypted'->>'key_id' FROM triggers
-               WHERE jsonb_typeof(secrets->'encrypted'->'key_id') = 'string' ORDER BY 1";
-    Ok(sqlx::query_scalar(sql).fetch_all(db).await?)
 }
 
 /// Records why a delivery was refused. Of those within a second only the first one is recorded: senders without a valid

@@ -343,28 +343,3 @@ pub async fn keep_partitions(db: &Pool, kept_days: i32) -> Result<(), Error> {
         );
     }
 }
-
-/// Stored secrets with the id of their endpoint.
-pub type StoredSecrets = (Uuid, Json<Box<RawValue>>);
-
-/// Page of endpoints, at most `limit`, ordered by id after `behind`.
-pub async fn stored(db: impl PgExecutor<'_>, behind: Uuid, limit: i64) -> Result<Vec<StoredSecrets>, Error> {
-    let sql = "SELECT id, sealed FROM webhooks WHERE id > $1 AND lane IS NULL ORDER BY id LIMIT $2";
-    Ok(sqlx::query_as(sql).bind(behind).bind(limit).fetch_all(db).await?)
-}
-
-/// Stored secrets of an endpoint.
-pub async fn stored_of(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<StoredSecrets>, Error> {
-    let sql = "SELECT id, sealed FROM webhooks WHERE id = $1";
-    Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
-}
-
-/// Replaces the stored form of the same secrets. Returns `false` if they were changed meanwhile.
-pub async fn replace_stored(
-    db: impl PgExecutor<'_>,
-    (id, then): &StoredSecrets,
-    now: &Json<Box<RawValue>>,
-) -> Result<bool, Error> {
-    let sql = "UPDATE webhooks SET sealed = $3 WHERE id = $1 AND sealed = $2";
-    Ok(sqlx::query(sql).bind(id).bind(then).bind(now).execute(db).await?.rows_affected() == 1)
-}

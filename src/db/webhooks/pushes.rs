@@ -6,10 +6,7 @@ use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
 
-use super::{
-    StoredSecrets,
-    deliveries::{self, NewDelivery},
-};
+use super::deliveries::{self, NewDelivery};
 use crate::{
     a2a::{Version, shown},
     access::OrganizationId,
@@ -284,26 +281,4 @@ pub async fn clean_up(pool: &Pool) -> Result<(), Error> {
                    AND NOT EXISTS (SELECT FROM task_pushes p WHERE p.webhook_id = w.id)";
     sqlx::query(sql).bind(KEEP_HOURS).execute(pool).await?;
     Ok(())
-}
-
-/// Page of configurations with their secrets, at most `limit`, ordered by id after `behind`.
-pub async fn stored(db: impl PgExecutor<'_>, behind: Uuid, limit: i64) -> Result<Vec<StoredSecrets>, Error> {
-    let sql = "SELECT id, sealed FROM task_pushes WHERE id > $1 ORDER BY id LIMIT $2";
-    Ok(sqlx::query_as(sql).bind(behind).bind(limit).fetch_all(db).await?)
-}
-
-/// Stored secrets of a configuration.
-pub async fn stored_of(db: impl PgExecutor<'_>, id: Uuid) -> Result<Option<StoredSecrets>, Error> {
-    let sql = "SELECT id, sealed FROM task_pushes WHERE id = $1";
-    Ok(sqlx::query_as(sql).bind(id).fetch_optional(db).await?)
-}
-
-/// Replaces the stored form of the same secrets. Returns `false` if they were changed meanwhile.
-pub async fn replace_stored(
-    db: impl PgExecutor<'_>,
-    (id, then): &StoredSecrets,
-    now: &Json<Box<RawValue>>,
-) -> Result<bool, Error> {
-    let sql = "UPDATE task_pushes SET sealed = $3 WHERE id = $1 AND sealed = $2";
-    Ok(sqlx::query(sql).bind(id).bind(then).bind(now).execute(db).await?.rows_affected() == 1)
 }

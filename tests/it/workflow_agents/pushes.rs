@@ -9,7 +9,7 @@ use sqlx::PgPool;
 use workflow_api::{
     actions::rotate_keys::{Rotation, rotate_keys},
     clock::Clock,
-    db::{migrations::MIGRATOR, webhooks::pushes::clean_up},
+    db::{migrations::MIGRATOR, sealed::Column, webhooks::pushes::clean_up},
     vault::Vault,
 };
 
@@ -442,6 +442,8 @@ async fn the_secrets_of_a_configuration_are_encrypted_and_rotated(pool: PgPool) 
     assert_eq!(rotation, Rotation { changed: 1, ..Rotation::default() });
     let alone = rotate_keys(&own_pool(&pool), &Vault::parse(OLD).expect("a key")).await.expect("no error");
     assert_eq!(alone.failed_pushes.len(), 1);
+    let needed = Column::Pushes.key_ids(&pool).await.expect("rows");
+    assert_eq!(needed, Vault::parse(NEW).expect("a key").key_ids());
     let service = Service::start_with(config(&pool, &[("ENCRYPTION_KEY", NEW)]));
     result(&service, "shout", &V1, "CancelTask", &json!({"id": task["id"]})).await;
     assert_eq!(receiver.got("/", 1).await[0].header("x-a2a-notification-token"), "very-secret");
