@@ -134,7 +134,7 @@ find_java() {
     return 1
 }
 
-# Python with venv, for the fuzzer.
+# Python with venv and pip, for uv.
 need_python() {
     python3 -c 'import ensurepip' 2>/dev/null || MISSING+=(python3 python3-venv)
 }

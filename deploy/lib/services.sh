@@ -164,6 +164,8 @@ log_line_prefix = '%m [%p] %d '
 # Faster. A crash of the server loses nothing by this, only one of the machine.
 fsync = off
 full_page_writes = off
+# Compiling takes longer than the statements of tests; the service switches it off for its own.
+jit = off
 $settings
 CONF
         ;;

