@@ -20,7 +20,8 @@ use workflow_api::db::migrations::MIGRATOR;
 use crate::{
     agent_protocols::{run, world},
     agent_streams::{Watched, events},
-    path::{Agent, Call},
+    agent_tasks::{bury_executors, let_pass_what_a_living_executor_would_take, nothing_is_given_up},
+    path::{Agent, Call, Executor},
     service::{Service, eventually},
 };
 
@@ -265,6 +266,35 @@ async fn a_response_in_the_background_is_cancelled_with_its_time_or_its_run(pool
     world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
     eventually("it is cancelled with the run", async || (background.count("cancel resp_7") == 2).then_some(())).await;
     assert_eq!(background.count("create"), 2);
+}
+
+/// Nobody queries the response when the run is cancelled.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_response_of_a_dead_executor_is_cancelled_with_its_run(pool: PgPool) {
+    let background = Background::default();
+    let (_agent, url) = background.start().await;
+    let mut world = world(&pool, &members(&url, &json!({}))).await;
+    let steps = json!({"ask": {"id": "ask", "agent_name": "a", "input_mapping": {"text": "x"}}});
+    let run_id = world.begin("ask", &steps, &json!({})).await;
+    eventually("it is queried", async || (background.count("GET resp_7") > 0).then_some(())).await;
+    world.kill_executor().await;
+    bury_executors(&pool).await;
+    world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
+    assert_eq!(background.count("cancel resp_7"), 0);
+    let_pass_what_a_living_executor_would_take(&pool, &run_id).await;
+    world.executor = Some(Executor::start(&world.service));
+    eventually("it is cancelled", async || (background.count("cancel resp_7") == 1).then_some(())).await;
+    nothing_is_given_up(&pool).await;
+    assert_eq!(background.count("create"), 1);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_response_in_the_background_needs_an_id_that_can_be_kept(pool: PgPool) {
+    let (agent, url) = Agent::start(|_, _| Json(response(&"r".repeat(5000), "queued", "")).into_response()).await;
+    let world = world(&pool, &members(&url, &json!({}))).await;
+    let failed = run(&world, json!({"text": "x"})).await;
+    assert!(failed.cause().contains("it is under way and has no id that can be kept"), "{}", failed.cause());
+    assert_eq!(agent.calls().len(), 1);
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

@@ -241,16 +241,14 @@ async fn a_task_of_a_dead_executor_is_cancelled_with_its_run(pool: PgPool) {
             let before = counts(&agent)[1];
             eventually("the task is followed", async || (counts(&agent)[1] > before).then_some(())).await;
             world.kill_executor().await;
-            sqlx::query("DELETE FROM processes WHERE role = 'executor'").execute(&pool).await.expect("it is buried");
+            bury_executors(&pool).await;
             if generation < generations {
                 world.executor = Some(Executor::start(&world.service));
             }
         }
         world.service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
         assert_eq!(counts(&agent)[2], 0);
-        // A living executor would have cancelled it meanwhile.
-        let due = "UPDATE given_up_tasks SET cancel_at = now() WHERE run_id = $1";
-        assert_eq!(sqlx::query(due).bind(&run_id).execute(&pool).await.expect("done").rows_affected(), 1);
+        let_pass_what_a_living_executor_would_take(&pool, &run_id).await;
         world.executor = Some(Executor::start(&world.service));
         eventually("the agent hears of it", async || (counts(&agent)[2] == 1).then_some(())).await;
         nothing_is_given_up(&pool).await;
@@ -259,7 +257,18 @@ async fn a_task_of_a_dead_executor_is_cancelled_with_its_run(pool: PgPool) {
     }
 }
 
-async fn nothing_is_given_up(pool: &PgPool) {
+/// Removes the rows of executors, as after the time without a heartbeat.
+pub async fn bury_executors(pool: &PgPool) {
+    sqlx::query("DELETE FROM processes WHERE role = 'executor'").execute(pool).await.expect("they are buried");
+}
+
+/// A living executor would cancel the only task of the run within that time.
+pub async fn let_pass_what_a_living_executor_would_take(pool: &PgPool, run_id: &str) {
+    let due = "UPDATE given_up_tasks SET cancel_at = now() WHERE run_id = $1";
+    assert_eq!(sqlx::query(due).bind(run_id).execute(pool).await.expect("done").rows_affected(), 1);
+}
+
+pub async fn nothing_is_given_up(pool: &PgPool) {
     eventually("it is noted", async || {
         let left: i64 =
             sqlx::query_scalar("SELECT count(*) FROM given_up_tasks").fetch_one(pool).await.expect("a count");
