@@ -56,9 +56,14 @@ async fn every_run_that_a_filter_matches_is_changed_page_by_page(pool: PgPool) {
     let retried = bulk(&service, &query, &json!({"action": "retry", "dry_run": false})).await;
     assert_eq!((&retried["total"], &retried["done"]), (&json!(7), &json!(7)), "{retried}");
     assert_eq!(count(&service, "PENDING").await, 8);
-    for (action, is_paused) in [("pause", true), ("resume", false)] {
+    let first = &runs["items"][0]["id"].as_str().expect("an id");
+    service.post(&format!("/api/v1/runs/{first}/pause"), &json!({})).await.expect(200);
+    // Those that are so already do not count.
+    for (action, is_paused, count) in [("resume", false, 1), ("pause", true, 7), ("resume", false, 7)] {
+        let dry = bulk(&service, &query, &json!({"action": action, "dry_run": true})).await;
+        assert_eq!(dry["total"], count, "{dry}");
         let paused = bulk(&service, &query, &json!({"action": action, "dry_run": false})).await;
-        assert_eq!(paused["done"], 7, "{paused}");
+        assert_eq!((&paused["total"], &paused["done"]), (&json!(count), &json!(count)), "{paused}");
         let runs = service.get(&format!("/api/v1/runs?{query}")).await.expect(200);
         let runs = runs["items"].as_array().expect("runs");
         assert!(runs.iter().all(|run| run["paused_at"].is_null() != is_paused), "{action}: {runs:?}");

@@ -23,7 +23,7 @@ const SELDOM: Uuid = Uuid::from_u128(2);
 /// A filter, the same as SQL, and whether its total is maintained.
 type FilterCase = (fn(&mut Filter), &'static str, bool);
 
-const FILTERS: [FilterCase; 28] = [
+const FILTERS: [FilterCase; 30] = [
     (|_| {}, "true", true),
     (|f| f.statuses = texts(&["FAILED"]), "status = 'FAILED'", true),
     (
@@ -79,6 +79,8 @@ const FILTERS: [FilterCase; 28] = [
     (|f| f.context = Some("none".to_owned()), "false", false),
     (|f| f.is_waiting = Some(true), "false", false),
     (|f| f.is_waiting = Some(false), "true", false),
+    (|f| f.is_paused = Some(true), "false", false),
+    (|f| f.is_paused = Some(false), "true", false),
     (|f| f.created = (None, Some(noon())), "created_at <= timestamp '2026-01-01 12:00'", false),
 ];
 
@@ -110,6 +112,7 @@ fn filter((set, ..): FilterCase, sort: Sort, ascending: bool) -> Filter {
         triggered_by: None,
         context: None,
         is_waiting: None,
+        is_paused: None,
         created: (None, None),
         updated: (None, None),
         sort,

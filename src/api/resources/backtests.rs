@@ -226,6 +226,7 @@ impl Replay<'_> {
             triggered_by: None,
             context: None,
             is_waiting: None,
+            is_paused: None,
             created: (None, None),
             updated: (None, None),
             sort: Sort::CompletedAt,

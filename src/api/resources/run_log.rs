@@ -188,6 +188,8 @@ fn message(row: &EventRow) -> String {
         ("run", "retried") => "Run started again".to_owned(),
         ("run", act) => format!("Run {act}"),
         ("attempt", "waiting") => "attempt waits".to_owned(),
+        // A block has none.
+        ("attempt", "started") if agent.is_empty() => "attempt started".to_owned(),
         ("attempt", "started") => format!("attempt started, agent '{agent}'"),
         ("agent", act) => {
             let answer = row.http_status.map_or_else(|| "gave no answer".to_owned(), |code| format!("answered {code}"));

@@ -68,6 +68,8 @@ pub struct Filter {
     pub context: Option<String>,
     /// Whether a step of the run waits for an answer.
     pub is_waiting: Option<bool>,
+    /// Whether the run is paused.
+    pub is_paused: Option<bool>,
     /// Range of the creation time.
     pub created: (Option<Timestamp>, Option<Timestamp>),
     /// Range of the last change.
@@ -110,6 +112,8 @@ const OPEN: &str = "status NOT IN ('COMPLETED', 'FAILED', 'CANCELLED')";
 const WITHOUT_COMPLETION: &str = "completed_at IS NULL AND status IN ('COMPLETED', 'FAILED')";
 /// Condition of runs of which a step waits for an answer, and of the others.
 const WAITING: [&str; 2] = [concat!("NOT ", waiting!()), waiting!()];
+/// Condition of runs that are not paused, and of those that are.
+const PAUSED: [&str; 2] = ["paused_at IS NULL", "paused_at IS NOT NULL"];
 /// Names of the two segments of the order by `completed_at`.
 const COMPLETED: (&str, &str) = ("completed", "not_completed");
 
@@ -156,7 +160,7 @@ impl Filter {
     fn is_of_groups(&self) -> bool {
         let bounds = [self.created.0, self.created.1, self.updated.0, self.updated.1];
         let texts = [&self.workflow_definition_id, &self.parent_run_id, &self.triggered_by, &self.context];
-        let is_of_any = self.trigger_id.is_none() && self.is_waiting.is_none();
+        let is_of_any = self.trigger_id.is_none() && self.is_waiting.is_none() && self.is_paused.is_none();
         bounds.iter().all(Option::is_none) && texts.iter().all(|text| text.is_none()) && is_of_any
     }
 
@@ -182,13 +186,15 @@ impl Filter {
         times.split(&[column])
     }
 
-    /// Conditions on the workflow's name and its definition, the trigger, the conversation, and what the run waits for.
+    /// Conditions on the workflow's name and its definition, the trigger, the conversation, and why the run does not go on.
     fn names(&self) -> Conditions {
-        let all = Conditions::default();
-        let all = match self.is_waiting {
-            Some(is_waiting) => all.holds(WAITING[usize::from(is_waiting)]),
-            None => all,
-        };
+        let mut all = Conditions::default();
+        for (condition, holds) in [(WAITING, self.is_waiting), (PAUSED, self.is_paused)] {
+            all = match holds {
+                Some(holds) => all.holds(condition[usize::from(holds)]),
+                None => all,
+            };
+        }
         all.equal("coalesce(context_id, run_id)", self.context.as_deref())
             .uuid("trigger_id", self.trigger_id)
             .equal("workflow_definition_id", self.workflow_definition_id.as_deref())

@@ -267,6 +267,7 @@ impl AgentCall {
             parent_run_id: None,
             context: asked.context_id,
             is_waiting,
+            is_paused: None,
             created: (None, None),
             updated: (asked.updated_after, None),
             sort: Sort::UpdatedAt,

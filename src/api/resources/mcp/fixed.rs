@@ -344,6 +344,7 @@ impl McpCall {
             parent_run_id: None,
             context: None,
             is_waiting: None,
+            is_paused: None,
             created: (None, None),
             updated: (None, None),
             sort: Sort::CreatedAt,

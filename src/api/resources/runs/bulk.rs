@@ -69,6 +69,15 @@ impl Action {
             Self::Retry => status.is_retryable(),
         }
     }
+
+    /// Whether only paused runs can be its object, or only others; `None`: both.
+    fn of_paused(self) -> Option<bool> {
+        match self {
+            Self::Pause => Some(false),
+            Self::Resume => Some(true),
+            Self::Cancel | Self::Retry => None,
+        }
+    }
 }
 
 request_object! {
@@ -165,6 +174,7 @@ pub async fn change_runs(
     let possible = RunStatus::ALL.into_iter().filter(|status| action.applies_to(*status)).map(RunStatus::as_str);
     let is_wanted = |status: &&str| filter.statuses.is_empty() || filter.statuses.iter().any(|wanted| wanted == status);
     filter.statuses = possible.filter(is_wanted).map(str::to_owned).collect();
+    filter.is_paused = action.of_paused();
     let mut result = BulkResult {
         action: action.as_str(),
         dry_run,

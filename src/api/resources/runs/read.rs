@@ -109,6 +109,7 @@ pub(super) fn filter(parameters: &mut ListQuery<'_>, organization: &Organization
         parent_run_id: parameters.text("parent_run_id").map(str::to_owned),
         context: None,
         is_waiting: None,
+        is_paused: None,
         created: parameters.span("created")?,
         updated: parameters.span("updated")?,
         sort: Sort::CreatedAt,
