@@ -227,6 +227,34 @@ async fn a_session_ends_when_its_browser_signs_out_and_with_it_what_is_open(pool
     assert_eq!(status(&elsewhere, &other).await, 401);
 }
 
+/// All tabs of a browser share a cookie.
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_page_of_another_session_does_nothing_with_the_cookie_of_this_one(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    let service = &admin.service;
+    let mut sessions = Vec::new();
+    for subject in ["ann", "bob"] {
+        let token = token(&json!({"sub": subject, "role": "editor"}));
+        let answer = sign_in(service, ("authorization", &token)).await;
+        let id = answer.json()["id"].as_str().expect("an id").to_owned();
+        sessions.push((cookie(&answer), id));
+    }
+    let [(first, id), (second, _)] = &sessions[..] else { panic!("two sessions") };
+    assert_eq!(get(service, SESSION, first).await.expect(200)["id"], json!(id));
+    let agent = json!({"name": "a", "url": "http://127.0.0.1:1/"}).to_string();
+    for (cookie, named, status) in [(second, id.as_str(), 401), (first, "x", 401), (first, id, 201)] {
+        let headers =
+            [HOST, SAME, ORIGIN, ("cookie", cookie), ("content-type", "application/json"), ("console-session", named)];
+        let answer = service.send("POST", "/api/v1/agents", &headers, agent.clone()).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+        if status == 401 {
+            assert_eq!(answer.error(401)["code"], "session_changed");
+        }
+    }
+    let nobody = service.get(SESSION).await.expect(200);
+    assert_eq!(nobody["id"], json!(null));
+}
+
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn a_session_ends_after_twelve_hours_or_with_its_credentials(pool: PgPool) {
     let admin = Admin::start(&pool, &[]);

@@ -6,7 +6,7 @@ pub mod token;
 
 use std::sync::Arc;
 
-use http::{HeaderName, header, request::Parts};
+use http::{HeaderName, StatusCode, header, request::Parts};
 
 use self::token::InvalidToken;
 use super::{
@@ -220,6 +220,12 @@ async fn by_session(
         InvalidCookie::Db(error) => error.into(),
     })?;
     let row = app.sessions.find(secret.hash()).await?.ok_or_else(ended)?;
+    if let Some(expected) = single_header(request, &session::CONSOLE_SESSION)?
+        && expected.parse() != Ok(row.id)
+    {
+        let detail = "The page was drawn for another session of the console";
+        return Err(Refusal::Other(ApiError::new(StatusCode::UNAUTHORIZED, "session_changed", detail)));
+    }
     let caller = match (row.api_key_id, &row.sealed_token) {
         (Some(id), _) => {
             let valid_key = app.keys.find(KeyName::Id(id), lookup).await?.ok_or_else(ended)?;

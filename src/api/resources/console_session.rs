@@ -46,6 +46,9 @@ pub struct ConsoleSession {
     permissions: Vec<&'static str>,
     /// Names of the workflows that the API key is bound to; null if it is bound to none.
     workflows: Option<Vec<String>>,
+    /// Id of the session; null without one. A request that names another one in the header `Console-Session` is 401
+    /// `session_changed`: all tabs of a browser share a cookie.
+    id: Option<Uuid>,
     /// Time at which the session ends. It ends earlier with its API key or its token.
     #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
@@ -60,7 +63,7 @@ pub struct ConsoleSession {
 }
 
 impl ConsoleSession {
-    fn of(app: &App, caller: &Caller, expires_at: Option<Timestamp>) -> Self {
+    fn of(app: &App, caller: &Caller, row: Option<&SessionRow>) -> Self {
         let is_known = caller.proof != Proof::Address;
         let permissions = Permission::ALL.into_iter().filter(|permission| is_known && caller.may(*permission));
         Self {
@@ -71,7 +74,8 @@ impl ConsoleSession {
             role: is_known.then(|| caller.grant.role.as_str()),
             permissions: permissions.map(Permission::as_str).collect(),
             workflows: caller.grant.workflows.clone().filter(|_| is_known),
-            expires_at,
+            id: row.map(|row| row.id),
+            expires_at: row.map(|row| row.expires_at),
             api_key_header: app.config.auth.api_key_header_text.clone(),
             version: app.config.api.version.clone(),
             server_time: app.clock.now().into(),
@@ -104,8 +108,8 @@ fn must_be_same_origin(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
     responses((status = 200, body = ConsoleSession)),
 )]
 pub async fn get_session(State(app): State<App>, caller: Caller) -> Result<Json<ConsoleSession>, ApiError> {
-    let expires_at = find(&app, &caller).await?.map(|row| row.expires_at);
-    Ok(Json(ConsoleSession::of(&app, &caller, expires_at)))
+    let row = find(&app, &caller).await?;
+    Ok(Json(ConsoleSession::of(&app, &caller, row.as_deref())))
 }
 
 /// Sign in to the console
@@ -147,7 +151,7 @@ pub async fn create_session(State(app): State<App>, caller: Caller, headers: Hea
     };
     console_session::begin(&app.pool, caller.context(&app), &row, &secret.hash()).await?;
     let cookie = HeaderValue::from_str(&session::set_cookie(&headers, &cookie)).map_err(|_| ApiError::internal())?;
-    let body = Json(ConsoleSession::of(&app, &caller, Some(row.expires_at)));
+    let body = Json(ConsoleSession::of(&app, &caller, Some(&row)));
     Ok((StatusCode::CREATED, [(header::SET_COOKIE, cookie)], body).into_response())
 }
 

@@ -27,6 +27,9 @@ const LOCAL_COOKIE: &str = "wf";
 const PURPOSE: &[u8] = b"console-session";
 const SECRET_BYTES: usize = 32;
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// Header with the id of the session that a page was drawn for. All tabs of a browser share one cookie, so another one may
+/// have signed in as another caller meanwhile.
+pub const CONSOLE_SESSION: HeaderName = HeaderName::from_static("console-session");
 
 /// Secret of a session.
 pub struct Secret([u8; SECRET_BYTES]);

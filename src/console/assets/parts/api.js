@@ -27,6 +27,16 @@ export const calls = signal(/** @type {Call[]} */ ([]));
 /** Whether the service wants credentials again: what is on the page stays until somebody has signed in. */
 export const ended = signal(false);
 
+/** Whether the last call found no service, or one without its database. */
+export const unreachable = signal(false);
+const GONE = [502, 503, 504];
+
+/**
+ * The session that the page is drawn for. All tabs of a browser have one cookie: the service refuses requests of a page whose
+ * session is not the cookie's any more.
+ */
+export const page = { session: "", changed: () => {} };
+
 /** What the page was served with. @param {string} name */
 export function meta(name) {
     return globalThis.document?.querySelector(`meta[name="${name}"]`)?.getAttribute("content") ?? "";
@@ -84,7 +94,10 @@ export async function call(method, path, options = {}) {
     const init = {
         method,
         credentials: "same-origin",
-        headers: { accept: "application/json", ...(body ? { "content-type": "application/json" } : {}), ...options.headers },
+        headers: {
+            accept: "application/json", ...(page.session ? { "console-session": page.session } : {}),
+            ...(body ? { "content-type": "application/json" } : {}), ...options.headers,
+        },
         signal: options.signal ? AbortSignal.any([options.signal, late]) : late,
     };
     if (body !== undefined) init.body = body;
@@ -93,8 +106,10 @@ export async function call(method, path, options = {}) {
         response = await fetch(url, init);
     } catch (error) {
         if (options.signal?.aborted) throw error;
+        unreachable.value = true;
         throw new ApiError(0, { detail: "The service cannot be reached", code: "unreachable" });
     }
+    unreachable.value = GONE.includes(response.status);
     return { data: await read(response), headers: response.headers, status: response.status };
 }
 
@@ -112,6 +127,7 @@ async function read(response) {
     } else if (text) data = text;
     if (response.ok) return data;
     if (response.status === 401 && data?.code === "unauthorized") ended.value = true;
+    if (data?.code === "session_changed") page.changed();
     throw new ApiError(response.status, data);
 }
 

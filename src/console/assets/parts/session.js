@@ -1,6 +1,6 @@
 // Who is signed in, and what they may do. Roles are named where something is hidden or refused.
 import { computed, signal } from "./runtime.js";
-import { ApiError, ended, meta } from "./api.js";
+import { ApiError, ended, meta, page } from "./api.js";
 
 /**
  * @typedef {object} Session
@@ -12,6 +12,7 @@ import { ApiError, ended, meta } from "./api.js";
  * @property {string[]} permissions
  * @property {string} server_time
  * @property {string} version
+ * @property {string | null} id
  * @property {string | null} expires_at
  * @property {string} api_key_header
  * @property {string[] | null} workflows a key can be limited to these
@@ -45,8 +46,14 @@ export const trouble = signal("");
 
 const SESSION = `${meta("wf-console")}/session`;
 const PATIENCE_MS = 15_000;
+/** Differences of clocks that do not matter. */
+const MIN_SKEW_MS = 250;
 /** API keys begin so; everything else is a token. */
 const KEY_BEGINS = "wf_";
+/** Tells the other tabs of this browser that somebody has signed in or out. */
+const tabs = globalThis.document && new BroadcastChannel("wf-session");
+if (tabs) tabs.onmessage = () => void readSession();
+page.changed = () => void readSession();
 
 /** @param {string} permission */
 export function can(permission) {
@@ -62,18 +69,29 @@ export function needs(permission) {
     return `Needs ${permission}: ${people.join(", ")}`;
 }
 
-/** @param {Response} response */
-async function settle(response) {
+/** @param {RequestInit} init */
+function ask(init) {
+    return fetch(SESSION, { credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE_MS), ...init });
+}
+
+/** @param {RequestInit} init */
+async function settle(init) {
+    const sent = Date.now();
+    const response = await ask(init);
+    const took = Date.now() - sent;
     const body = await response.json().catch(() => null);
     if (!response.ok || !body) throw new ApiError(response.status, body);
-    skew.value = Date.parse(body.server_time) - Date.now() || 0;
+    // The answer was made at some time while it was awaited: a difference within that is none.
+    const difference = Date.parse(body.server_time) - sent - took / 2;
+    skew.value = Math.abs(difference) > took / 2 + MIN_SKEW_MS ? difference : 0;
+    page.session = body.id ?? "";
     told.value = body;
     ended.value = false;
 }
 
 export async function readSession() {
     try {
-        await settle(await fetch(SESSION, { credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE_MS) }));
+        await settle({});
         trouble.value = "";
     } catch (error) {
         trouble.value = error instanceof ApiError ? error.message : "The service cannot be reached";
@@ -82,21 +100,20 @@ export async function readSession() {
 
 /** @param {string} credential */
 export async function signIn(credential) {
-    await settle(await fetch(SESSION, {
+    await settle({
         method: "POST",
-        credentials: "same-origin",
         headers: credential.startsWith(KEY_BEGINS) ? { [told.peek()?.api_key_header ?? "X-API-Key"]: credential }
             : { authorization: `Bearer ${credential}` },
-        signal: AbortSignal.timeout(PATIENCE_MS),
-    }));
+    });
+    tabs?.postMessage("");
 }
 
 export async function signOut() {
-    const response = await fetch(SESSION, {
-        method: "DELETE", credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE_MS),
-    });
+    const response = await ask({ method: "DELETE" });
     // Refused: the session has ended before.
     if (!response.ok && response.status !== 401) throw new ApiError(response.status, null);
+    tabs?.postMessage("");
+    page.session = "";
     const before = told.peek();
     if (before?.authentication) told.value = { ...before, signed_in: false, permissions: [] };
     ended.value = false;
