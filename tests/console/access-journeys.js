@@ -42,6 +42,66 @@ export function accessJourneys(context, at) {
         page.browser.complaints.splice(0);
     });
 
+    test("another tab that signs in as another caller gets nothing of what was typed here", async () => {
+        const { page, made, key, service } = context();
+        // What another tab of this browser does.
+        const signInElsewhere = (/** @type {string} */ credential) => page.browser.evaluate(`fetch("/console/session", { method: "POST", headers: { "x-api-key": ${JSON.stringify(credential)} } }).then((answer) => answer.status)`);
+        const who = (/** @type {string} */ organization) => page.browser.until(`document.querySelector(".who")?.innerText.endsWith(${JSON.stringify(organization)})`, organization);
+        await page.fresh();
+        await page.signIn(key, "/console/agents");
+        await page.press("New agent");
+        await page.fill("Name", "typed-for-default");
+        await page.fill("Address", `${service.demo}/upper`);
+        assert.equal(await signInElsewhere(made.acme), 201);
+        await page.press("Store");
+        await who("acme");
+        await page.reads("There are no agents here");
+        assert.equal(await page.browser.evaluate("Boolean(document.querySelector('dialog'))"), false);
+        const found = await page.browser.evaluate("fetch('/api/v1/agents?name=typed-for-default').then((answer) => answer.json())");
+        assert.equal(found.items.length, 0);
+        // A page that does nothing meanwhile is told.
+        assert.equal(await signInElsewhere(key), 201);
+        await page.browser.evaluate("new BroadcastChannel('wf-session').postMessage('')");
+        await who("default");
+        await page.browser.evaluate("fetch('/console/session', { method: 'DELETE' }).then((answer) => answer.status)");
+        await page.browser.evaluate("new BroadcastChannel('wf-session').postMessage('')");
+        await page.sees(".alone #credential");
+        assert.ok(!(await page.text()).includes("demo-upper"));
+        page.browser.complaints.splice(0);
+    });
+
+    test("the keyboard is never lost, Enter stores, and what was typed is not given up without a question", async () => {
+        const { page, key, service } = context();
+        const focused = () => page.browser.evaluate("document.activeElement.innerText?.split('\\n')[0] ?? document.activeElement.id");
+        const enter = async () => {
+            for (const type of ["keyDown", "keyUp"]) await page.browser.call("Input.dispatchKeyEvent", { type, key: "Enter", code: "Enter", windowsVirtualKeyCode: 13, text: type === "keyDown" ? "\r" : undefined });
+        };
+        await page.fresh();
+        await page.signIn(key, "/console/runs?page_size=2");
+        await page.press("Next");
+        await page.browser.until("document.activeElement.getAttribute('aria-label') === 'Runs'", "the keyboard in the table of the next page");
+        const trigger = (await service.call("GET", "/triggers")).items.find((/** @type {any} */ one) => one.enabled);
+        await page.go(`/console/triggers/${trigger.id}`);
+        await page.press("Pause");
+        await page.press("Pause", "dialog button");
+        await page.browser.until("$find('button', 'Resume')", "the trigger paused");
+        assert.notEqual(await page.browser.evaluate("document.activeElement === document.body"), true, await focused());
+        await page.press("Resume");
+        await page.browser.until("$find('button', 'Pause')", "the trigger resumed");
+        assert.notEqual(await page.browser.evaluate("document.activeElement === document.body"), true, await focused());
+        await page.go("/console/agents");
+        await page.press("New agent");
+        await page.fill("Name", "by-enter");
+        page.leaves = false;
+        await page.press("Close");
+        assert.ok(await page.browser.evaluate("Boolean(document.querySelector('dialog'))"), "it was asked, and stays");
+        page.leaves = true;
+        await page.fill("Address", `${service.demo}/upper`);
+        await enter();
+        await page.browser.until("location.pathname.startsWith('/console/agents/')", "the agent, stored");
+        await page.reads("by-enter");
+    });
+
     test("whoever may only look sees what they may not do, and which role has it", async () => {
         const { page, made } = context();
         await page.fresh();

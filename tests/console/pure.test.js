@@ -134,6 +134,8 @@ test("columns come from the address, then from the last time, then from the defa
     assert.deepEqual(columnsOf("status,input.order.id,nonsense,status", "run"), ["status", "input.order.id"]);
     assert.deepEqual(columnsOf(null, "run,workflow"), ["run", "workflow"]);
     assert.deepEqual(columnsOf("", ""), DEFAULT_COLUMNS);
+    assert.deepEqual(columnsOf("constructor,__proto__,toString", ""), DEFAULT_COLUMNS);
+    assert.equal(cell({ input_data: { order: {} } }, "input.__proto__.constructor"), undefined);
     assert.deepEqual(filtersOf(new URLSearchParams("status=FAILED&x=1&cursor=c")), { status: "FAILED" });
     assert.equal(cell({ input_data: { a: { b: [1] } } }, "input.a.b").length, 1);
     assert.equal(cell({ input_data: null, input_data_omitted: true }, "input.a"), "(not in the list)");

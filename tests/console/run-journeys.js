@@ -208,7 +208,7 @@ export function runJourneys(context, at) {
         await page.press("Cancel 1");
         await page.reads("1 of");
         await page.press("cancel 1", "dialog button");
-        await page.reads("1 of 1 runs cancelled");
+        await page.reads("1 of 1 run cancelled");
         assert.equal((await service.call("GET", `/runs/${fresh.id}`)).status, "CANCELLED");
     });
 

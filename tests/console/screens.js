@@ -37,7 +37,10 @@ export function screenJourneys(context) {
         await page.theme("dark");
         const dark = await run(JSON.stringify({ runOnly: { type: "rule", values: COLOURS }, resultTypes: ["violations"] }));
         await page.theme("light");
-        return [...light.map((one) => `light ${name}: ${one}`), ...dark.map((one) => `dark ${name}: ${one}`)];
+        await page.size(360, 740);
+        const narrow = await run(JSON.stringify({ runOnly: { type: "rule", values: ["target-size"] }, resultTypes: ["violations"] }));
+        await page.size(1280);
+        return [...narrow.map((one) => `narrow ${name}: ${one}`), ...light.map((one) => `light ${name}: ${one}`), ...dark.map((one) => `dark ${name}: ${one}`)];
     };
     /** How much wider than the window the page is at 320 pixels. @returns {Promise<number>} */
     const width = async () => {

@@ -1,11 +1,11 @@
 // The console: session, shell and the list of screens.
 import { effect, html, render, use, useEffect, useErrorBoundary, useState } from "./parts/runtime.js";
-import { calls, ended } from "./parts/api.js";
+import { calls, ended, unreachable } from "./parts/api.js";
 import { startKeyboard, Help, helpOpen } from "./parts/keyboard.js";
 import { match } from "./parts/text.js";
-import { BASE, guard, place, startRouter } from "./parts/router.js";
+import { BASE, mayLeave, place, startRouter } from "./parts/router.js";
 import { can, needs, readSession, session, signOut, trouble } from "./parts/session.js";
-import { nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
+import { columns, nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
 import { Action, arrival, Dialog, Loading, Logo, Problem, said } from "./parts/ui.js";
 import { SignIn } from "./views/sign-in.js";
 import { Home } from "./views/home.js";
@@ -136,7 +136,7 @@ function Top() {
         <button type="button" class="quiet" aria-label="Keyboard help" onClick=${() => void (helpOpen.value = true)}>?</button>
         ${who && html`<span class="who" title=${`organisation ${who.organization_id}`}>${who.subject}${who.role
             && html`<span class="faint"> · ${who.role}</span>`}<span class="faint"> · ${who.organization_id}</span></span>`}
-        ${who?.authentication && html`<${Action} kind="quiet" onClick=${() => (guard.ask && !guard.ask() ? undefined : signOut())}>Sign out</${Action}>`}
+        ${who?.authentication && html`<${Action} kind="quiet" onClick=${() => (mayLeave() ? signOut() : undefined)}>Sign out</${Action}>`}
     </header>`;
 }
 
@@ -194,7 +194,8 @@ function Shell({ who }) {
     return html`<a class="skip" href="#main">Skip to the content</a><${Top} /><${Navigation} />
         <main id="main" tabindex="-1" key=${person}>
         ${who?.authentication === false && html`<p class="banner"><strong>Authentication is off.</strong> Everybody who reaches this address
-            may do everything.</p>`}${who ? html`<${Screen} />` : html`<${Loading} />`}</main><${Said} key=${`said ${person}`} /><${Help} />`;
+            may do everything.</p>`}<div role="status">${use(unreachable) && html`<p class="banner">The service cannot be reached at the moment.
+            What is shown may be old.</p>`}</div>${who ? html`<${Screen} />` : html`<${Loading} />`}</main><${Said} key=${`said ${person}`} /><${Help} />`;
 }
 
 readSession();
@@ -215,6 +216,7 @@ let last = "";
 effect(() => {
     const person = personOf(session.value);
     if (!person || person === last) return;
+    if (last) columns.value = "";
     last = person;
     calls.value = [];
 });

@@ -3,6 +3,7 @@ import { html, useState } from "./runtime.js";
 import { InputForm, useInput } from "./input.js";
 import { problemsOf } from "./hooks.js";
 import { typed } from "./list.js";
+import { unsaved } from "./router.js";
 import { Action, Code, Dialog, Problem } from "./ui.js";
 
 /**
@@ -32,9 +33,13 @@ export function Finish({ work, children, permission, kind, onClose, blame, stay,
     const [error, setError] = useState(/** @type {unknown} */ (null));
     const press = async () => {
         setError(null);
+        // What is stored may be left.
+        const forms = [...unsaved].filter((form) => form.isDialog);
+        for (const form of forms) unsaved.delete(form);
         try {
             await work();
         } catch (cause) {
+            for (const form of forms) unsaved.add(form);
             blame?.(cause);
             setError(cause);
         }

@@ -10,6 +10,7 @@ export const helpOpen = signal(false);
 const PLACES = {
     h: ["/", "home"], r: ["/runs", "runs"], w: ["/workflows", "workflows"], a: ["/agents", "agents"],
     t: ["/triggers", "triggers"], e: ["/webhooks", "webhooks"], p: ["/approvals", "approvals"], d: ["/dead-letters", "dead letters"], s: ["/system", "system"],
+    k: ["/keys", "API keys"], o: ["/organisations", "organisations"], u: ["/audit", "audit"],
     n: ["/workflows/new", "a new workflow"],
 };
 const CHORD_MS = 1500;
@@ -33,7 +34,34 @@ function moveRow(move) {
     }
 }
 
+/** Where the keyboard goes when what had it is gone: near, and to nothing that a second press would do by mistake. */
+const HEIRS = ".actions, .buttons, .tabs, .pager, .filters";
+const USABLE = "button:not(:disabled), a[href], input, select";
+
+/** When the focused element is removed or disabled, the browser forgets where the keyboard was. */
+function keepFocus() {
+    /** The focused element and all around it. @type {Element[]} */
+    let path = [];
+    document.addEventListener("focusin", ({ target }) => {
+        path = [];
+        for (let one = target instanceof Element ? target : null; one; one = one.parentElement) path.push(one);
+    });
+    // Who points elsewhere has left it.
+    document.addEventListener("pointerdown", () => void (path = []));
+    new MutationObserver(() => {
+        const last = path[0];
+        if (document.activeElement !== document.body || !last || document.querySelector("dialog[open]")) return;
+        if (last.isConnected && !last.matches(":disabled")) return;
+        const near = path.filter((one) => one.isConnected && one !== last && one !== document.body);
+        const heirs = near.map((one) => (one.matches(HEIRS) ? one.querySelector(USABLE) : one.matches("[tabindex]:not(main)") ? one : null));
+        const heir = heirs.find(Boolean) ?? document.querySelector("main h1");
+        path = [];
+        if (heir instanceof HTMLElement || heir instanceof SVGElement) heir.focus({ preventScroll: true });
+    }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["disabled"] });
+}
+
 export function startKeyboard() {
+    keepFocus();
     let chord = 0;
     document.addEventListener("keydown", (event) => {
         if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || keys.peek() !== "on") return;

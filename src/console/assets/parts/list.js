@@ -1,8 +1,8 @@
 // Lists by keyset: a page, its neighbours, and the table around it.
-import { html, use } from "./runtime.js";
+import { html, use, useLayoutEffect, useRef } from "./runtime.js";
 import { useGet } from "./load.js";
 import { place, setQuery } from "./router.js";
-import { figure, fromField, toField } from "./time.js";
+import { counted, fromField, toField } from "./time.js";
 import { Loading, Problem } from "./ui.js";
 
 /** The page of a list that the address names. @param {string} path @param {import("./api.js").Options} [options] */
@@ -12,12 +12,18 @@ export function usePage(path, options = {}) {
     return useGet(path, { ...options, query: { ...options.query, cursor } });
 }
 
+/** Whether somebody has just turned a page: then the keyboard goes on in its table. */
+let isTurned = false;
+
 /** @param {{ page: any, what: string }} props */
 export function Pager({ page, what }) {
     if (!page) return null;
     const { query } = place.peek();
-    const total = `${page.total_is_exact ? "" : "more than "}${figure(page.total)} ${what}`;
-    const turn = (/** @type {string | null} */ cursor) => setQuery({ cursor });
+    const total = `${page.total_is_exact ? "" : "more than "}${counted(page.total, what)}`;
+    const turn = (/** @type {string | null} */ cursor) => {
+        isTurned = true;
+        setQuery({ cursor });
+    };
     return html`<div class="pager"><span class="faint">${total}</span><span class="grow"></span>
         ${query.get("cursor") && html`<button type="button" onClick=${() => turn(null)}>First</button>`}
         <button type="button" disabled=${!page.prev_cursor} onClick=${() => turn(page.prev_cursor)}>Previous</button>
@@ -38,7 +44,12 @@ export function PagedTable({ loaded, label, columns, row, what, empty }) {
 
 /** @param {{ label: string, columns: any[], children?: any }} props */
 export function Table({ label, columns, children }) {
-    return html`<div class="table" role="region" aria-label=${label} tabindex="0"><table><caption class="sr">${label}</caption><thead><tr>
+    const region = useRef(/** @type {HTMLElement | null} */ (null));
+    useLayoutEffect(() => {
+        if (isTurned) region.current?.focus({ preventScroll: true });
+        isTurned = false;
+    }, []);
+    return html`<div class="table" ref=${region} role="region" aria-label=${label} tabindex="0"><table><caption class="sr">${label}</caption><thead><tr>
         ${columns.map((column, index) => (column === "" ? html`<td key=${index}></td>` : html`<th scope="col" key=${index}>${column}</th>`))}</tr></thead>
         <tbody>${children}</tbody></table></div>`;
 }

@@ -1,11 +1,19 @@
 // The address is the view: path and query are signals, and every change of them is an entry of the history.
 import { meta } from "./api.js";
-import { signal } from "./runtime.js";
+import { signal, useEffect } from "./runtime.js";
 
 export const BASE = meta("wf-console");
+export const LEAVE = "There are changes that are not stored. Leave?";
 
-/** Asked before the view is left; false keeps it. @type {{ ask: (() => boolean) | null }} */
-export const guard = { ask: null };
+/** The forms in which something was typed that is not stored. @type {Set<{ isDialog: boolean }>} */
+export const unsaved = new Set();
+
+/** Whether the view may be left: asks if something would be lost. */
+export function mayLeave() {
+    if (unsaved.size && !confirm(LEAVE)) return false;
+    unsaved.clear();
+    return true;
+}
 
 /** @returns {{ path: string, query: URLSearchParams, full: string }} */
 function read() {
@@ -17,8 +25,10 @@ export const place = signal(read());
 
 /** @param {string} to @param {{ replace?: boolean }} [how] */
 export function go(to, how = {}) {
-    if (guard.ask && !how.replace && !guard.ask()) return;
     const address = to.startsWith(BASE) ? to : BASE + (to === "/" ? "" : to);
+    // With another query the screen stays.
+    const stays = new URL(address, location.origin).pathname === location.pathname;
+    if (!how.replace && !stays && !mayLeave()) return;
     if (how.replace) history.replaceState(null, "", address);
     else history.pushState(null, "", address);
     const before = place.value.path;
@@ -43,13 +53,28 @@ export function to(...segments) {
     return `${BASE}/${segments.map(encodeURIComponent).join("/")}`;
 }
 
+/** Nothing that was typed is lost without a question. @param {boolean} isChanged @param {boolean} [isDialog] */
+export function useGuard(isChanged, isDialog = false) {
+    useEffect(() => {
+        if (!isChanged) return undefined;
+        const form = { isDialog };
+        const before = (/** @type {BeforeUnloadEvent} */ event) => event.preventDefault();
+        unsaved.add(form);
+        addEventListener("beforeunload", before);
+        return () => {
+            unsaved.delete(form);
+            removeEventListener("beforeunload", before);
+        };
+    }, [isChanged]);
+}
+
 /** Links below /console stay in this page, and "back" works. */
 export function startRouter() {
     let shown = place.value.full;
     addEventListener("popstate", () => {
         // A jump within the page.
         if (location.pathname + location.search === shown) return;
-        if (guard.ask && !guard.ask()) {
+        if (!mayLeave()) {
             history.pushState(null, "", shown);
             return;
         }

@@ -20,7 +20,7 @@ const OMITTED = "(not in the list)";
 
 /** Address first, then what was used last, then the default. @param {string | null} given @param {string} last */
 export function columnsOf(given, last) {
-    const names = (given ?? last).split(",").filter((name) => name in COLUMNS || /^input\.[^,]+$/.test(name));
+    const names = (given ?? last).split(",").filter((name) => Object.hasOwn(COLUMNS, name) || /^input\.[^,]+$/.test(name));
     return names.length ? [...new Set(names)].slice(0, MOST_COLUMNS) : DEFAULT_COLUMNS;
 }
 

@@ -46,8 +46,8 @@ export const trouble = signal("");
 
 const SESSION = `${meta("wf-console")}/session`;
 const PATIENCE_MS = 15_000;
-/** Differences of clocks that do not matter. */
-const MIN_SKEW_MS = 250;
+/** Differences of clocks that do not matter. The page may have had the answer for a while, which counts as one. */
+const MIN_SKEW_MS = 2000;
 /** API keys begin so; everything else is a token. */
 const KEY_BEGINS = "wf_";
 /** Tells the other tabs of this browser that somebody has signed in or out. */

@@ -154,7 +154,7 @@ export function pretty(value) {
 export function csvLine(values) {
     return values.map((value) => {
         const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
-        const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
+        const safe = /^(\s*[=+\-@]|[\t\r])/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
         return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
     }).join(",");
 }

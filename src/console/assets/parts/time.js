@@ -6,7 +6,9 @@ const DAY = 24 * HOUR;
 
 /** @param {number} ms */
 export function duration(ms) {
-    if (!Number.isFinite(ms) || ms < 0) return "–";
+    if (!Number.isFinite(ms)) return "–";
+    // The clocks of the browser and of the service are not quite the same.
+    if (ms < 0) return "0 ms";
     if (ms > 0 && ms < 1) return "< 1 ms";
     if (ms < 1000) return `${Math.round(ms)} ms`;
     if (ms < 9950) return `${(ms / 1000).toFixed(1)} s`;
@@ -53,8 +55,16 @@ export function span(from, until, now) {
     return from ? (until ? Date.parse(until) : now) - Date.parse(from) : NaN;
 }
 
+/** Time of day in a time zone of the IANA database, with its name. @param {string} at @param {string} zone */
+export function clock(at, zone) {
+    return `${new Date(at).toLocaleTimeString("en-GB", { timeZone: zone, hour: "2-digit", minute: "2-digit" })} ${zone}`;
+}
+
 /** A number with its thousands. @param {number} count */
 export const figure = (count) => Math.round(count).toLocaleString("en");
+
+/** A number of things, such as "1 run" and "2 runs". @param {number} count @param {string} what the things, in the plural */
+export const counted = (count, what) => `${figure(count)} ${count === 1 ? what.replace(/ies$/, "y").replace(/s$/, "") : what}`;
 
 /** @param {number} bytes */
 export function bytes(bytes) {

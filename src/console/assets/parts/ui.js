@@ -2,6 +2,7 @@
 import { html, signal, use, useEffect, useLayoutEffect, useRef, useState } from "./runtime.js";
 import { address, ApiError, calls } from "./api.js";
 import { SHAPES } from "./draw.js";
+import { LEAVE, useGuard } from "./router.js";
 import { can, needs, session } from "./session.js";
 import { absolute, relative } from "./time.js";
 import { curl } from "./text.js";
@@ -19,8 +20,7 @@ export function say(text, bad = false) {
 /** Words for what went wrong. @param {unknown} error */
 export function words(error) {
     if (!(error instanceof ApiError)) return error instanceof Error ? error.message : String(error);
-    const where = error.errors.slice(0, 5).map((one) => `${one.field}: ${one.message}`).join("; ");
-    return where ? `${error.message} (${where})` : error.message;
+    return error.errors.slice(0, 5).map((one) => `${one.field.replace(/^body\./, "")}: ${one.message}`).join("; ") || error.message;
 }
 
 /** @param {string} text @param {string} [what] */
@@ -60,6 +60,11 @@ export function Time({ at, absolute: isAbsolute }) {
     if (isAbsolute) return html`<time dateTime=${at} title=${full}>${absolute(at, zone)}</time>`;
     const words = relative(at, moment);
     return html`<time dateTime=${at} title=${full} aria-label=${`${words}, ${full}`}><span class="relative">${words}</span><span class="absolute">${absolute(at, zone)}</span></time>`;
+}
+
+/** When an open circuit breaker lets a call through: from that time on the next one, whenever that is. @param {{ at: string }} props */
+export function Retried({ at }) {
+    return Date.parse(at) > use(now) ? html`<${Time} at=${at} />` : html`with the next call`;
 }
 
 /** @param {{ error: unknown, retry?: () => void }} props */
@@ -140,11 +145,32 @@ export function Action({ permission, onClick, children, kind, disabled, title })
         title=${missing || title} aria-busy=${busy} onClick=${press}>${children}${missing && html`<span class="sr">. ${missing}</span>`}</button>`;
 }
 
+/** Whether a person types in it. What belongs to a form of HTML is the browser's. @param {EventTarget | null} target */
+export function isText(target) {
+    if (target instanceof HTMLTextAreaElement) return true;
+    return target instanceof HTMLInputElement && !target.form && !["checkbox", "radio", "file"].includes(target.type);
+}
+
+/** As in a form: Enter in a line of text is the first button. @param {KeyboardEvent} event */
+export function enter(event) {
+    const { target, currentTarget: form } = event;
+    if (event.key !== "Enter" || event.isComposing || event.defaultPrevented || !(form instanceof Element)) return;
+    if (!isText(target) || target instanceof HTMLTextAreaElement) return;
+    event.preventDefault();
+    const first = form.querySelector(".buttons button.primary:not(:disabled)");
+    if (first instanceof HTMLElement) first.click();
+}
+
 /** @param {{ title: string, onClose: () => void, children?: any, wide?: boolean }} props */
 export function Dialog({ title, onClose, children, wide }) {
     const box = useRef(/** @type {HTMLDialogElement | null} */ (null));
     const before = useRef(document.activeElement);
     const inside = useRef(/** @type {Element | null} */ (null));
+    const [isTyped, setTyped] = useState(false);
+    useGuard(isTyped, true);
+    const leave = () => {
+        if (!isTyped || confirm(LEAVE)) onClose();
+    };
     // What is moved in the document, because something before it has come or gone, is not modal any more.
     useLayoutEffect(() => {
         const dialog = box.current;
@@ -165,9 +191,10 @@ export function Dialog({ title, onClose, children, wide }) {
             if (heir instanceof HTMLElement || heir instanceof SVGElement) heir.focus();
         };
     }, []);
-    return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-label=${title}
-        onCancel=${(/** @type {Event} */ event) => (event.preventDefault(), onClose())}>
-        <header><h2>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
+    return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-label=${title} onKeyDown=${enter}
+        onInput=${(/** @type {Event} */ event) => isText(event.target) && setTyped(true)}
+        onCancel=${(/** @type {Event} */ event) => (event.preventDefault(), leave())}>
+        <header><h2>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${leave}>✕</button></header>
         <div class="body">${children}</div></dialog>`;
 }
 

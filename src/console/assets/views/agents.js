@@ -7,7 +7,7 @@ import { go, place, setQuery, to } from "../parts/router.js";
 import { can, session } from "../parts/session.js";
 import { duration } from "../parts/time.js";
 import { parsed, pretty } from "../parts/text.js";
-import { Action, Dialog, Empty, Facts, Head, Json, Pending, Problem, say, Status, Time } from "../parts/ui.js";
+import { Action, Dialog, Empty, Facts, Head, Json, Pending, Problem, Retried, say, Status, Time } from "../parts/ui.js";
 
 const KINDS = ["a2a", "http", "openai", "responses", "mcp"];
 /** What can be changed of an agent. */
@@ -85,7 +85,7 @@ export function Agent({ agent_id: id }) {
         <div aria-live="polite">${health && html`<div class=${health.status === "healthy" ? "card good" : "problem"}><strong>${health.status}</strong> ${health.message}
             ${health.response_time_ms !== null && html` <span class="faint">${health.response_time_ms} ms</span>`}</div>`}</div>
         <div class="columns"><section class="card"><h2>Circuit breaker</h2>${breaker ? html`<${Facts} items=${[["State", html`<${Breaker} breaker=${breaker} />`],
-                ["Calls in the window", breaker.calls], ["Failures", breaker.failures], ["Opened", html`<${Time} at=${breaker.opened_at} />`], ["Tried again", html`<${Time} at=${breaker.retry_at} />`]]} />`
+                ["Calls in the window", breaker.calls], ["Failures", breaker.failures], ["Opened", html`<${Time} at=${breaker.opened_at} />`], ["Tried again", breaker.retry_at ? html`<${Retried} at=${breaker.retry_at} />` : "–"]]} />`
             : html`<p class="faint">It has none.</p>`}</section>
         <section class="card"><h2>Calls</h2><${Problem} error=${stats.error} />${stats.data && html`<${Table} label="Calls" columns=${["", "Calls", "Errors", "p50", "p95", "Tokens", "Cost"]}>
             ${[["24 hours", stats.data.last_24_hours], ["7 days", stats.data.last_7_days]].map(([name, calls]) => html`<tr key=${name}><th scope="row">${name}</th><td class="number">${calls.calls}</td>

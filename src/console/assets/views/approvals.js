@@ -5,10 +5,10 @@ import { Line } from "../parts/form.js";
 import { InputForm, useInput } from "../parts/input.js";
 import { Pager, Table, usePage } from "../parts/list.js";
 import { useEvery } from "../parts/load.js";
-import { place, setQuery, to } from "../parts/router.js";
+import { mayLeave, place, setQuery, to, useGuard } from "../parts/router.js";
 import { session } from "../parts/session.js";
 import { waitsFor } from "../parts/steps.js";
-import { Action, Empty, Head, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
+import { Action, Empty, enter, Head, isText, Json, Loading, Problem, say, Status, Time } from "../parts/ui.js";
 
 /** How often the inbox is read again. */
 const LOOK_MS = 10_000;
@@ -26,7 +26,7 @@ export function Approvals() {
     const items = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => isHistory || (one.step_execution_id !== null && (show === "all" || isMine(one))));
     return html`<${Head} title="Approvals" />
         <div class="filters"><div class="chips" role="group" aria-label="Whose">${[["mine", "For my role"], ["all", "All"], ["answered", "Answered"]].map(([name, title]) => html`
-            <button type="button" class="chip" key=${name} aria-pressed=${show === name} onClick=${() => setQuery({ show: name === "mine" ? null : name ?? null, cursor: null })}>${title}</button>`)}</div></div>
+            <button type="button" class="chip" key=${name} aria-pressed=${show === name} onClick=${() => mayLeave() && setQuery({ show: name === "mine" ? null : name ?? null, cursor: null })}>${title}</button>`)}</div></div>
         <${Problem} error=${loaded.error} retry=${loaded.reload} />
         <p class="sr" aria-live="polite">${loaded.data && !isHistory ? `${items.length} wait` : ""}</p>
         ${!loaded.data ? loaded.loading && html`<${Loading} />` : !items.length ? html`<${Empty}>${isHistory ? "Nothing was answered yet." : `Nothing waits for ${show === "all" ? "anybody" : "you"}${loaded.data.next_cursor || loaded.data.prev_cursor ? " on this page" : ""}.`}</${Empty}>`
@@ -61,12 +61,14 @@ const tokenOf = (callback) => decodeURIComponent(new URL(callback.url, location.
 export function Answer({ callback, changed }) {
     const question = callback.question;
     const id = tokenOf(callback);
+    const [isTyped, setTyped] = useState(false);
+    useGuard(isTyped);
     const send = async (/** @type {unknown} */ body, /** @type {string} */ done) => {
         await api("POST", "/callbacks/{token}", { path: { token: id }, body, quiet: true });
         say(done);
         changed();
     };
-    return html`<article class="answer card"><header><h2>${callback.step_id} waits ${waitsFor(callback)}</h2>
+    return html`<article class="answer card" onInput=${(/** @type {Event} */ event) => isText(event.target) && setTyped(true)}><header><h2>${callback.step_id} waits ${waitsFor(callback)}</h2>
         <span class="faint">since <${Time} at=${callback.created_at} />${callback.expires_at && html`, until <${Time} at=${callback.expires_at} />`}</span></header>
         ${question?.text && html`<blockquote>${question.text}</blockquote>`}
         ${callback.input_data && Object.keys(callback.input_data).length > 0 && html`<${Words} input=${callback.input_data} />`}
@@ -103,6 +105,6 @@ function Free({ callback, send, id }) {
         return html`<p>Follow what the agent asks for, then confirm it here.</p><div class="buttons">
             <${Action} kind="primary" permission="runs:write" onClick=${() => send({ approved: true }, "Confirmed")}>It is done</${Action}></div>`;
     }
-    return html`<${InputForm} state=${state} problems=${problems} id=${`answer-${id}`} label="Answer" />
-        <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${answer}>Answer</${Action}></div>`;
+    return html`<div onKeyDown=${enter}><${InputForm} state=${state} problems=${problems} id=${`answer-${id}`} label="Answer" />
+        <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${answer}>Answer</${Action}></div></div>`;
 }

@@ -4,7 +4,7 @@ import { api } from "../parts/api.js";
 import { Choice, Line } from "../parts/form.js";
 import { each } from "../parts/load.js";
 import { allows } from "../parts/run-list.js";
-import { figure } from "../parts/time.js";
+import { counted as amount, figure } from "../parts/time.js";
 import { Action, Dialog, Problem, say, words } from "../parts/ui.js";
 
 /** @type {Record<string, string>} */
@@ -40,14 +40,14 @@ export function Bulk({ action, runs, onClose, done }) {
             }
         });
         const problems = results.filter(Boolean);
-        say(`${able.length - problems.length} of ${able.length} runs ${DONE[action]}`, problems.length > 0);
+        say(`${able.length - problems.length} of ${amount(able.length, "runs")} ${DONE[action]}`, problems.length > 0);
         if (problems.length) setFailed(problems);
         else done();
     };
     return html`<${Dialog} title=${`${action} runs`} onClose=${failed ? done : onClose}>
         ${failed ? html`<p>These could not be ${DONE[action]}:</p><ul class="plain">${failed.map((text) => html`<li key=${text}>${text}</li>`)}</ul>
             <button type="button" onClick=${done}>Close</button>`
-        : html`<p>${able.length} of ${runs.length} selected runs would be ${DONE[action]}.
+        : html`<p>${able.length} of ${amount(runs.length, "selected runs")} would be ${DONE[action]}.
             ${able.length < runs.length ? " The others are in another state." : ""}</p>
             <ul class="plain">${able.slice(0, 20).map((run) => html`<li key=${run.id}>${run.workflow_name}
                 <span class="mono faint"> ${run.id}</span></li>`)}</ul>
@@ -95,13 +95,15 @@ export function AllOfFilter({ filters, onClose }) {
             cursor = answer.next_cursor;
             setProgress({ done, not, refused: [...refused], state: cursor ? stop.current ? "stopped" : "running" : "ended" });
         } while (cursor && !stop.current);
-        say(`${done} runs ${DONE[action]}`, not > 0);
+        say(`${amount(done, "runs")} ${DONE[action]}`, not > 0);
     });
-    const total = counted && `${counted.total_is_exact ? "" : "more than "}${figure(counted.total)}`;
+    const least = counted?.total_is_exact === false ? "more than " : "";
+    const total = counted && `${least}${figure(counted.total)}`;
+    const all = counted && `${least}${amount(counted.total, "runs")}`;
     const shown = Object.entries(query).map(([name, value]) => `${name} ${value}`).join(", ");
     return html`<${Dialog} title="Act on all runs of the filters" wide onClose=${onClose}>
         <p>${shown ? html`Runs with <span class="mono break">${shown}</span>` : html`<strong>There is no filter: all runs of the organisation.</strong>`}</p>
-        ${progress ? html`<div role="status"><p><strong>${figure(progress.done)} of ${total} runs ${DONE[action]}</strong>
+        ${progress ? html`<div role="status"><p><strong>${figure(progress.done)} of ${all} ${DONE[action]}</strong>
                 <span class="faint"> ${{ running: "going on…", stopped: "stopped; the others are as they were", ended: "done" }[progress.state]}</span></p>
                 <progress max=${Math.max(1, counted.total)} value=${Math.min(progress.done + progress.not, counted.total)} aria-label="Progress"></progress></div>
             ${progress.not > 0 && html`<h3>Not possible with ${figure(progress.not)}</h3><ul class="plain">${progress.refused.map((one) => html`<li key=${one.run_id}>
@@ -110,7 +112,7 @@ export function AllOfFilter({ filters, onClose }) {
                 : html`<button type="button" class="primary" onClick=${onClose}>Close</button>`}</div>`
         : html`<${Choice} id="all-action" label="Action" value=${action} options=${ACTIONS.map((name) => [name, name])} change=${(/** @type {string} */ value) => (setAction(value), setCounted(null))} />
             ${action === "cancel" && html`<${Line} id="all-reason" label="Reason" value=${reason} maxlength="500" change=${setReason} />`}
-            <div role="status">${counted && html`<p><strong>${total} runs would be ${DONE[action]}.</strong> <span class="faint">Others are in another state.</span></p>`}</div>
+            <div role="status">${counted && html`<p><strong>${all} would be ${DONE[action]}.</strong> <span class="faint">Others are in another state.</span></p>`}</div>
             <${Problem} error=${error} /><div class="buttons">${counted ? html`<${Action} kind="danger" permission="runs:write" disabled=${counted.total === 0} onClick=${start}>${action} ${total}</${Action}>`
                 : html`<${Action} kind="primary" permission="runs:write" onClick=${count}>Count them</${Action}>`}
             <button type="button" onClick=${onClose}>Keep them</button></div>`}</${Dialog}>`;

@@ -29,9 +29,9 @@ export function Compare() {
     return html`<${Head} title="Compare runs" back=${[to("runs"), "Runs"]} />
         <div class="filters"><${Choice} name="a" label="Run A" value=${a} /><${Choice} name="b" label="Run B" value=${b} />
         ${a && b && html`<button type="button" onClick=${() => setQuery({ a: b, b: a })}>Swap</button>`}</div>
-        <${Problem} error=${left.error} /><${Problem} error=${right.error} />
+        <${Problem} error=${left.error} retry=${left.reload} /><${Problem} error=${right.error} retry=${right.reload} />
         ${left.data && right.data ? html`<${Both} left=${left.data} right=${right.data} />`
-            : a && b && !left.error && !right.error ? html`<${Loading} what="both runs" />`
+            : a && b ? !left.error && !right.error && html`<${Loading} what="both runs" />`
             : html`<p class="faint">Name two runs, or select two in <a href=${to("runs")}>the list</a>.</p>`}`;
 }
 

@@ -4,7 +4,7 @@ import { Graph } from "../parts/graph.js";
 import { Finish, Text } from "../parts/form.js";
 import { Table, typed } from "../parts/list.js";
 import { useLoad, useSettled } from "../parts/load.js";
-import { go, guard, to } from "../parts/router.js";
+import { go, to, unsaved, useGuard } from "../parts/router.js";
 import { can, needs, session } from "../parts/session.js";
 import { fault, locate, parsed, pretty } from "../parts/text.js";
 import { Action, Dialog, download, Head, Json, Pending, Problem, say, Status, words } from "../parts/ui.js";
@@ -12,7 +12,6 @@ import { toDefinition } from "./workflow.js";
 
 const PAUSE_MS = 400;
 const LARGEST_FILE = 1_048_576;
-const LEAVE = "There are changes that are not stored. Leave?";
 const FIRST = {
     name: "new-workflow", start_step: "first",
     steps: { first: { id: "first", type: "agent", agent_name: "", input_mapping: { text: "${workflow.input.text}" } } },
@@ -56,7 +55,7 @@ function Edit({ id, first, tag, name }) {
                     headers: ifMatch(tag) })
                 : await api("POST", "/workflows", { body: definition });
             setStored(text);
-            guard.ask = null;
+            unsaved.clear();
             say(`${item.name} is stored as version ${item.version}`);
             go(to("workflows", item.id));
         } catch (error) {
@@ -89,24 +88,6 @@ function Edit({ id, first, tag, name }) {
 const NOTHING = { description: null, input_schema: null, expose: null, limits: null, retention_days: null, concurrency: null, throttle: null, debounce: null,
     deadline_seconds: null, deadline_action: null, silence_hours: null };
 
-/** Nothing that was typed is lost without a question. @param {boolean} isChanged */
-function useGuard(isChanged) {
-    useEffect(() => {
-        if (!isChanged) return undefined;
-        const before = (/** @type {BeforeUnloadEvent} */ event) => event.preventDefault();
-        guard.ask = () => {
-            const leaves = confirm(LEAVE);
-            if (leaves) guard.ask = null;
-            return leaves;
-        };
-        addEventListener("beforeunload", before);
-        return () => {
-            guard.ask = null;
-            removeEventListener("beforeunload", before);
-        };
-    }, [isChanged]);
-}
-
 /** Asks the service when nobody types. @param {string} text */
 function useChecked(text) {
     const [checked, setChecked] = useState(/** @type {{ findings: Finding[], summary: any, state: string }} */ (
@@ -133,8 +114,17 @@ function useChecked(text) {
 
 /** @param {string} text @param {"error" | "warning"} kind @returns {(error: any) => Finding} */
 function find(text, kind) {
-    return (error) => ({ kind, message: error.message, field: error.field.replace(/^body\.?/, ""),
-        line: locate(text, error.field.replace(/^body\.?/, "").split(".").filter(Boolean)) });
+    return (error) => {
+        const field = error.field.replace(/^body\.?/, "");
+        return { kind, message: error.message, field, line: locate(text, field ? field.split(".") : named(error.message)) };
+    };
+}
+
+/** The place that an error of the whole definition names in its words. @param {string} message @returns {string[]} */
+function named(message) {
+    const [, step, isFollowed] = message.match(/\bstep '(.+?)'( is followed by)?/) ?? [];
+    if (step) return ["steps", step, ...(isFollowed ? ["next_step"] : [])];
+    return message.includes("start_step") ? ["start_step"] : [];
 }
 
 /** @param {{ text: string, change: (text: string) => void, findings: Finding[] }} props */
@@ -186,11 +176,13 @@ function Findings({ checked, isChanged }) {
 /** A dry run: what the mappings make of an input; agents give their input back. @param {{ definition: any, onClose: () => void }} props */
 function Try({ definition, onClose }) {
     const [input, setInput] = useState("{}");
+    const [mocks, setMocks] = useState("{}");
     const [result, setResult] = useState(/** @type {any} */ (null));
-    const work = async () => setResult(await api("POST", "/workflows/test", { body: { definition, input_data: parsed(input) } }));
+    const work = async () => setResult(await api("POST", "/workflows/test", { body: { definition, input_data: parsed(input), mocks: parsed(mocks) } }));
     return html`<${Dialog} title="Try the definition" wide onClose=${onClose}><p class="faint">Executed in virtual time. No agent is called: each gives its
-            input back, so the inputs show what the mappings make.</p>
-        <${Text} id="try-input" label="Input (JSON)" rows=${5} value=${input} change=${setInput} /><${Finish} work=${work} onClose=${onClose}>Try</${Finish}>
+            input back, or what is said here, so the inputs show what the mappings make.</p>
+        <${Text} id="try-input" label="Input (JSON)" rows=${5} value=${input} change=${setInput} />
+        <${Text} id="try-mocks" label=${'Answers by step (JSON), such as {"a": {"output": {"text": "yes"}}}'} rows=${4} value=${mocks} change=${setMocks} /><${Finish} work=${work} onClose=${onClose}>Try</${Finish}>
         ${result && html`<p><${Status} status=${result.status} /> ${result.error_message ?? ""}</p>
             <${Table} label="Steps of the test" columns=${["Step", "Status", "Input", "Output", "Error"]}>${result.steps.slice(0, 200).map((/** @type {any} */ step, /** @type {number} */ index) => html`
                 <tr key=${index}><td>${step.path}</td><td><${Status} status=${step.status} /></td><td><code class="clip">${JSON.stringify(step.input_data)?.slice(0, 500)}</code></td>

@@ -1,4 +1,4 @@
-import { html, use } from "../parts/runtime.js";
+import { html, use, useLayoutEffect, useRef } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
 import { Table } from "../parts/list.js";
 import { each, useGet, useLoad } from "../parts/load.js";
@@ -6,9 +6,9 @@ import { BASE, to } from "../parts/router.js";
 import { STATUSES, took } from "../parts/run-list.js";
 import { can, isOperator, session } from "../parts/session.js";
 import { utc } from "../parts/settings.js";
-import { absolute, duration, figure } from "../parts/time.js";
+import { absolute, counted, duration, figure } from "../parts/time.js";
 import { illness, LOOKS, named } from "../parts/hooks.js";
-import { Bar, Empty, Head, Legend, Problem, Status, Time } from "../parts/ui.js";
+import { Bar, Empty, Head, Legend, Problem, Retried, Status, Time } from "../parts/ui.js";
 
 const HOUR_MS = 3_600_000;
 
@@ -40,8 +40,13 @@ function OverTime() {
     /** @type {any[]} */
     const buckets = loaded.data?.buckets ?? [];
     const most = Math.max(1, ...buckets.map((bucket) => bucket.total));
+    // Where there is no room for all, the latest hours are seen.
+    const list = useRef(/** @type {HTMLElement | null} */ (null));
+    useLayoutEffect(() => {
+        if (list.current) list.current.scrollLeft = list.current.scrollWidth;
+    }, [buckets.length]);
     return html`<section class="card"><h2>Runs by hour <span class="faint">${loaded.data?.is_complete === false ? html`of the newest runs, since <${Time} at=${loaded.data.from} absolute />` : "last 24 hours"}</span></h2>
-        <${Problem} error=${loaded.error} retry=${loaded.reload} /><ul class="hours">${buckets.map((bucket) => {
+        <${Problem} error=${loaded.error} retry=${loaded.reload} /><ul class="hours" ref=${list}>${buckets.map((bucket) => {
             const words = STATUSES.filter((status) => bucket.runs[status]).map((status) => `${bucket.runs[status]} ${status.toLowerCase()}`).join(", ");
             const end = new Date(Date.parse(bucket.begin) + HOUR_MS - 1).toISOString();
             const label = `${absolute(bucket.begin, zone).slice(0, 16)}: ${words || "no runs"}`;
@@ -89,7 +94,7 @@ function Breakers() {
     return html`<section class="card"><h2><a href=${to("agents")}>Circuit breakers</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
         ${!loaded.data ? "" : open.length ? html`<ul class="plain">${open.map((/** @type {any} */ agent) => html`<li key=${agent.id}>
             <a href=${to("agents", agent.id)}>${agent.name}</a> is ${agent.circuit_breaker.state.replace("_", " ")}
-            ${agent.circuit_breaker.retry_at && html`, tried again <${Time} at=${agent.circuit_breaker.retry_at} />`}</li>`)}</ul>`
+            ${agent.circuit_breaker.retry_at && html`, tried again <${Retried} at=${agent.circuit_breaker.retry_at} />`}</li>`)}</ul>`
         : html`<p class="faint">${loaded.data.next_cursor ? "Of the first 100 agents all are closed." : "All are closed."}</p>`}</section>`;
 }
 
@@ -110,7 +115,7 @@ function Backlog() {
     return html`<section class="card"><h2><a href=${`${to("runs")}?status=PENDING&sort_by=created_at&sort_order=asc`}>Backlog</a></h2><${Problem} error=${oldest.error ?? health.error} retry=${oldest.reload} />
         ${oldest.data && (run ? html`<p>The oldest run that has not begun is <a href=${to("runs", run.id)}>${run.workflow_name}</a>, <${Time} at=${run.created_at} />${run.flow_control ? html`, held by ${run.flow_control.stage}` : ""}${run.paused_at ? ", paused" : ""}.</p>`
             : html`<p class="faint">Every run has begun.</p>`)}
-        ${outbox?.pending > 0 && html`<p>${figure(outbox.pending)} messages wait to be sent to executors, the oldest for ${duration(outbox.lag_seconds * 1000)}.</p>`}</section>`;
+        ${outbox?.pending > 0 && html`<p>${counted(outbox.pending, "messages")} ${outbox.pending === 1 ? "waits" : "wait"} to be sent to executors, the oldest for ${duration(outbox.lag_seconds * 1000)}.</p>`}</section>`;
 }
 
 function Approvals() {

@@ -7,6 +7,7 @@ import { allows, cell, COLUMNS, columnsOf, compareRows, DEFAULT_COLUMNS, filters
 import { place, setQuery, to } from "../parts/router.js";
 import { columns as lastColumns, now } from "../parts/settings.js";
 import { ACTIONS, AllOfFilter, Bulk } from "./bulk.js";
+import { counted } from "../parts/time.js";
 import { SavedViews } from "./saved.js";
 import { Action, Dialog, download, Empty, Head, Loading, Problem, say, Status, Time, words } from "../parts/ui.js";
 
@@ -37,6 +38,12 @@ export function Runs() {
     const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
     const all = items.length > 0 && items.every((/** @type {any} */ run) => chosen.has(run.id));
     const toggleAll = () => setChosen(all ? new Set() : new Set(items.map((/** @type {any} */ run) => run.id)));
+    const show = () => {
+        // The button goes, so the keyboard goes on in the list.
+        const next = document.querySelector("main .table") ?? document.querySelector("main h1");
+        if (next instanceof HTMLElement) next.focus();
+        loaded.reload();
+    };
     const picked = items.filter((/** @type {any} */ run) => chosen.has(run.id));
     return html`<${Head} title="Runs">
         ${picked.length === 2 && html`<a class="button" href=${`${to("compare")}?a=${picked[0].id}&b=${picked[1].id}`}>Compare</a>`}
@@ -45,7 +52,7 @@ export function Runs() {
         <${Action} kind="quiet" permission="runs:write" onClick=${() => setActing(true)}>Act on all</${Action}></${Head}>
         <${Filters} filters=${filters} change=${change} />
         ${picked.length > 0 && html`<${Selection} runs=${picked} done=${() => (setChosen(new Set()), loaded.reload())} />`}
-        <div class="fresh" aria-live="polite">${fresh > 0 && html`<button type="button" class="primary" onClick=${loaded.reload}>
+        <div class="fresh" aria-live="polite">${fresh > 0 && html`<button type="button" class="primary" onClick=${show}>
             ${fresh === size ? `${size} or more` : fresh} new ${fresh === 1 ? "run" : "runs"}: show</button>`}</div>
         ${loaded.error ? html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`
             : !loaded.data ? html`<${Loading} what="runs" />`
@@ -206,7 +213,7 @@ function Export({ filters, columns, onClose }) {
         }, EXPORTED, setCount);
         download(`runs.${format}`, format === "csv" ? "text/csv" : "application/json",
             format === "csv" ? toCsv(rows, columns) : toJson(rows));
-        say(`${rows.length} runs exported${isCut ? "; there are more" : ""}`);
+        say(`${counted(rows.length, "runs")} exported${isCut ? "; there are more" : ""}`);
         onClose();
     };
     return html`<${Dialog} title="Export runs" onClose=${onClose}><p>All runs of these filters, at most ${EXPORTED.toLocaleString("en")}.

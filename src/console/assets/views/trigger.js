@@ -8,6 +8,7 @@ import { useEvery, useGet, useLoad } from "../parts/load.js";
 import { go, to } from "../parts/router.js";
 import { session } from "../parts/session.js";
 import { pretty } from "../parts/text.js";
+import { clock } from "../parts/time.js";
 import { Action, Code, Facts, Head, Json, Pending, Problem, say, Status, Time } from "../parts/ui.js";
 import { Backfill, Fire, Pause } from "./trigger-actions.js";
 import { EditTrigger, Health, State } from "./triggers.js";
@@ -50,7 +51,7 @@ export function Trigger({ trigger_id: id }) {
                 : html`<${Action} kind="primary" permission="runs:write" onClick=${resume}>Resume</${Action}>`}
             <${Action} permission="runs:write" onClick=${() => setOpen("edit")}>Edit</${Action}>
             <${Action} kind="danger quiet" permission="runs:write" onClick=${() => setOpen("delete")}>Delete</${Action}></${Head}>
-        ${!trigger.enabled && html`<p class="banner">It is paused${trigger.note ? `: ${trigger.note}` : ""}. What would be due meanwhile is not made up for.</p>`}
+        ${!trigger.enabled && html`<p class="banner">It is ${trigger.note?.startsWith("paused ") ? trigger.note : `paused${trigger.note ? `: ${trigger.note}` : ""}`}. What would be due meanwhile is not made up for.</p>`}
         <${Facts} items=${[["State", html`<${State} trigger=${trigger} />`], ["Health", html`<${Health} health=${trigger.health} />`], ["Kind", trigger.kind], ["Fires on", when(trigger)],
             ["Workflow", html`<a href=${`${to("workflows")}?name_prefix=${encodeURIComponent(trigger.workflow_name)}`}>${trigger.workflow_name}</a>${trigger.version === null ? "" : ` version ${trigger.version}`}`],
             ["Priority", trigger.priority], ...Object.entries(trigger.counters).map(([name, count]) => [named(name), count]),
@@ -59,7 +60,7 @@ export function Trigger({ trigger_id: id }) {
         ${trigger.kafka && html`<${Reading} reading=${trigger.kafka} />`}
         ${trigger.webhook && html`<${Address} trigger=${trigger} rotate=${() => setOpen("rotate")} />`}
         <div class="columns"><section class="card"><h2>Next</h2>${trigger.next.length ? html`<ol class="times">${trigger.next.map((/** @type {string} */ at) => html`<li key=${at}>
-                <${Time} at=${at} absolute /> <span class="faint"><${Time} at=${at} /></span></li>`)}</ol>`
+                <${Time} at=${at} absolute /> <span class="faint"><${Time} at=${at} />${trigger.config.time_zone && `, ${clock(at, trigger.config.time_zone)}`}</span></li>`)}</ol>`
             : html`<p class="faint">${trigger.enabled ? { schedule: "It does not fire any more.", kafka: "When a record arrives." }[/** @type {string} */ (trigger.kind)] ?? "When something is delivered." : "Not while it is paused."}</p>`}</section>
         <section class="card"><h2>Input of its runs</h2>${trigger.input ? html`<${Json} value=${trigger.input} label="Input" />` : html`<p class="faint">All that is known of the firing, as <code>trigger</code>.</p>`}
             <details><summary>Configuration</summary><${Code} text=${pretty(trigger.config)} label="Configuration" /></details></section></div>

@@ -6,10 +6,10 @@ import { limitWords } from "../parts/hooks.js";
 import { InputForm, useInput } from "../parts/input.js";
 import { PagedTable, Pager, Table, usePage } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
-import { go, place, setQuery, to } from "../parts/router.js";
+import { go, mayLeave, place, setQuery, to, unsaved, useGuard } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
 import { can, session } from "../parts/session.js";
-import { Action, download, Facts, Head, Json, Loading, Pending, Problem, say, Status, tabOf, Tabs, Time } from "../parts/ui.js";
+import { Action, download, enter, Facts, Head, isText, Json, Loading, Pending, Problem, say, Status, tabOf, Tabs, Time } from "../parts/ui.js";
 import { Difference } from "./compare.js";
 
 /** @type {[string, string][]} */
@@ -35,7 +35,7 @@ export function Workflow({ workflow_id: id }) {
             ["Id", html`<span class="mono">${item.id}</span>`]]} />
         <p class="links"><a href=${`${to("triggers")}?workflow_name=${encodeURIComponent(item.name)}`}>Its triggers</a>
             ${(item.concurrency || item.throttle || item.debounce) && html`<a href=${`${to("runs")}?name=${encodeURIComponent(item.name)}&status=PENDING`}>Runs that wait</a>`}</p>
-        <${Tabs} label="Views of the workflow" tabs=${TABS} current=${tab} choose=${(/** @type {string} */ name) => setQuery({ tab: name === "graph" ? null : name, cursor: null })} />
+        <${Tabs} label="Views of the workflow" tabs=${TABS} current=${tab} choose=${(/** @type {string} */ name) => mayLeave() && setQuery({ tab: name === "graph" ? null : name, cursor: null })} />
         <div id="panel" role="tabpanel" aria-labelledby=${`tab-${tab}`}><${View} tab=${tab} item=${item} reload=${loaded.reload} /></div>
         ${removing && html`<${Remove} item=${item} onClose=${() => setRemoving(false)} />`}`;
 }
@@ -81,6 +81,8 @@ function Start({ item }) {
     const [problems, setProblems] = useState(/** @type {Record<string, string>} */ ({}));
     const [priority, setPriority] = useState("5");
     const [error, setError] = useState(/** @type {unknown} */ (null));
+    const [isTyped, setTyped] = useState(false);
+    useGuard(isTyped);
     const start = async () => {
         const read = state.read();
         setProblems(read.problems);
@@ -90,12 +92,13 @@ function Start({ item }) {
             const run = await api("POST", "/workflows/{workflow_id}/execute", { path: { workflow_id: item.id },
                 body: { input_data: read.input, priority: Number(priority) }, headers: { "idempotency-key": crypto.randomUUID() } });
             say("The run has started");
+            unsaved.clear();
             go(to("runs", run.id));
         } catch (cause) {
             setError(cause);
         }
     };
-    return html`<div class="narrow"><${InputForm} state=${state} problems=${problems} id="start" />
+    return html`<div class="narrow" onKeyDown=${enter} onInput=${(/** @type {Event} */ event) => isText(event.target) && setTyped(true)}><${InputForm} state=${state} problems=${problems} id="start" />
         <${Choice} id="priority" label="Priority" value=${priority} change=${setPriority}
             options=${Array.from({ length: 10 }, (_, number) => [String(number), `${number}${number === 5 ? " (normal)" : number === 9 ? " (first)" : ""}`])} />
         <${Problem} error=${error} /><div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${start}>Start the run</${Action}></div></div>`;
@@ -127,7 +130,7 @@ function Versions({ item, reload }) {
     if (!loaded.data) return html`<${Loading} what="versions" />`;
     return html`<${Table} label="Versions" columns=${["Version", "Made", "By", "Steps", ""]}>${loaded.data.items.map((/** @type {any} */ version) => html`
         <tr data-row key=${version.id}><td>${version.version}${version.version === item.version ? html` <span class="faint">newest</span>` : ""}</td>
-            <td><${Time} at=${version.created_at} absolute /></td><td>${version.updated_by ?? version.created_by ?? "–"}</td>
+            <td><${Time} at=${version.updated_at} absolute /></td><td>${version.updated_by ?? version.created_by ?? "–"}</td>
             <td class="number">${Object.keys(version.workflow_data?.steps ?? {}).length}</td><td class="row-actions">
             ${version.version !== item.version && html`<button type="button" onClick=${() => setQuery({ from: String(version.version), to: String(item.version) })}>
                 Compare with ${item.version}</button> <${Action} permission="workflows:write" onClick=${restore(version.version)}>Restore</${Action}>`}</td></tr>`)}</${Table}>
