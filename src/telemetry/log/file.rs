@@ -52,6 +52,14 @@ impl LogFile {
     }
 }
 
+impl Drop for LogFile {
+    /// Without this, a child that has not begun its program yet would hold the lock on.
+    fn drop(&mut self) {
+        // If it fails, the end of the process releases the lock.
+        self.file.unlock().ok();
+    }
+}
+
 /// Writes a line to the file. The log on stdout has it in any case; a failure is reported there.
 pub(super) fn write(file: &Mutex<LogFile>, line: &[u8]) {
     let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
