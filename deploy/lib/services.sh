@@ -294,7 +294,8 @@ start() {
     touch "$log"
     local seen
     seen="$(wc -c <"$log")"
-    setsid "$java" -Xmx1g -cp "$libs/*" \
+    # It lives for minutes: what the second compiler and threads for collecting garbage save is less than they cost.
+    setsid "$java" -Xmx1g -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$libs/*" \
         -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
         -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info \
         -Dorg.slf4j.simpleLogger.showDateTime=true \
