@@ -296,7 +296,7 @@ pub struct GivenUp {
 }
 
 /// What the metrics show.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, Default, sqlx::FromRow)]
 pub struct Counts {
     /// Endpoints that deliveries are sent to.
     pub enabled: i64,
@@ -308,8 +308,16 @@ pub struct Counts {
     pub oldest_due_seconds: f64,
 }
 
+/// Whether there is any endpoint.
+pub async fn exist(pool: &Pool) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM webhook_states)").fetch_one(pool).await?)
+}
+
 /// Counts for the metrics.
 pub async fn counts(pool: &Pool) -> Result<Counts, Error> {
+    if !exist(pool).await? {
+        return Ok(Counts::default());
+    }
     let sql = "SELECT count(*) FILTER (WHERE enabled AND lane IS NULL) AS enabled,
                    count(*) FILTER (WHERE NOT enabled) AS disabled,
                    count(*) FILTER (WHERE enabled AND lane IS NULL AND s.failures >= 4) AS failing,

@@ -185,11 +185,12 @@ pub async fn write(
     Ok(held)
 }
 
-/// Prepares a dedicated session with that statement time-out. The planner is forced to use indexes: it makes the plan
-/// when the tables are small and keeps it when they have grown.
+/// Prepares a dedicated session with that statement time-out. The planner makes each plan once, when the tables may be
+/// small, and is forced to use indexes, since they grow.
 pub async fn prepare_session(conn: &mut PgConnection, statement_timeout: Duration) -> Result<(), Error> {
     let sql = "SELECT set_config(name, 'off', false)
                FROM unnest(ARRAY['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name
+               UNION ALL SELECT set_config('plan_cache_mode', 'force_generic_plan', false)
                UNION ALL SELECT set_config('statement_timeout', $1, false)";
     sqlx::query(sql).bind(statement_timeout.as_millis().to_string()).execute(conn).await?;
     Ok(())
