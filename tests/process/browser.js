@@ -18,9 +18,7 @@ async (values) => {
     };
     await until("the list of operations", () => document.querySelector(".opblock"));
     const answers = {};
-    // What the service itself sends, the events, cannot be tried.
-    const ids = [...document.querySelectorAll(".opblock")].map((block) => block.id);
-    for (const id of ids.filter((id) => !/-on_[a-z_]+$/.test(id))) {
+    const attempt = async (id) => {
         const block = () => document.getElementById(id);
         const operation = id.split("-").pop();
         block().querySelector(".opblock-summary-control").click();
@@ -38,6 +36,21 @@ async (values) => {
         const body = block().querySelector(".live-responses-table tbody .response-col_description").innerText;
         answers[operation] = { status: status.innerText.trim().split("\n")[0], url, body: body.slice(0, 1000) };
         block().querySelector(".opblock-summary-control").click();
+    };
+    // Each change renders all operations on the page anew, so only those of one tag are open at a time.
+    const tags = new Set([...document.querySelectorAll(".opblock-tag")].map((tag) => tag.id));
+    const toggle = (tag) => document.getElementById(tag).click();
+    await until("the end of the list", () => {
+        document.querySelector(".opblock-tag[data-is-open=true]")?.click();
+        return !document.querySelector(".opblock-tag-section .opblock");
+    });
+    // What the service itself sends, the events, has no tag and cannot be tried.
+    for (const tag of tags) {
+        toggle(tag);
+        await until(`the operations of ${tag}`, () => document.querySelector(".opblock-tag-section .opblock"));
+        for (const id of [...document.querySelectorAll(".opblock-tag-section .opblock")].map((block) => block.id)) await attempt(id);
+        toggle(tag);
+        await until(`the end of ${tag}`, () => !document.querySelector(".opblock-tag-section .opblock"));
     }
     return answers;
 }
