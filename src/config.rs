@@ -295,6 +295,7 @@ mod tests {
             ("CIRCUIT_BREAKER_FAILURE_RATE_THRESHOLD", "0"),
             ("CIRCUIT_BREAKER_TIMEOUT_SECONDS", "0"),
             ("CORS_ORIGINS", "localhost:3000"),
+            ("DATABASE_ACQUIRE_TIMEOUT_MS", "8001"),
             ("DATABASE_CONNECT_TIMEOUT_MS", "99"),
             ("DATABASE_HELD_WARNING_SECS", "-1"),
             ("DATABASE_MAX_CONNECTION_AGE_SECS", "0"),

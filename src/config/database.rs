@@ -31,6 +31,8 @@ pub struct Database {
 /// Times of the connections of a pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolTimes {
+    /// `DATABASE_ACQUIRE_TIMEOUT_MS`: time limit of a caller's wait for a connection.
+    pub acquire_timeout: Duration,
     /// `DATABASE_CONNECT_TIMEOUT_MS`: time-out for opening a connection.
     pub connect_timeout: Duration,
     /// `DATABASE_MAX_CONNECTION_AGE_SECS`: older connections are replaced.
@@ -43,6 +45,8 @@ pub struct PoolTimes {
 
 impl Section for PoolTimes {
     fn read(reader: &mut Reader) -> Option<Self> {
+        // Shorter than the time limit of a request, so that its caller is told the reason.
+        let acquire_timeout_ms = reader.number("database_acquire_timeout_ms", 2000, 100..=8000);
         // While the server cannot be reached, an attempt begins twice a second; more than these would wait at a time.
         let connect_timeout_ms = reader.number("database_connect_timeout_ms", 4000, 100..=10_000);
         // The memory of a server process grows with its age.
@@ -52,6 +56,7 @@ impl Section for PoolTimes {
         // This is longer than any request, and any batch of a loop.
         let held_secs = reader.number("database_held_warning_secs", 60, 0..=86_400);
         Some(Self {
+            acquire_timeout: Duration::from_millis(acquire_timeout_ms?),
             connect_timeout: Duration::from_millis(connect_timeout_ms?),
             max_age: Duration::from_secs(max_age_secs?),
             trusted_idle: Duration::from_millis(trusted_idle_ms?),

@@ -31,7 +31,8 @@ macro_rules! variables {
 
 variables! {
     production, database_url, database_replica_url, database_pool_size, database_max_overflow, database_echo, migrate_on_start,
-    database_connect_timeout_ms, database_max_connection_age_secs, database_validate_idle_ms, database_held_warning_secs,
+    database_acquire_timeout_ms, database_connect_timeout_ms, database_max_connection_age_secs, database_validate_idle_ms,
+    database_held_warning_secs,
     shutdown_notice_secs,
     kafka_brokers, kafka_execution_topic, kafka_cancellation_topic, kafka_topic_partitions, kafka_topic_replication,
     kafka_group_id,

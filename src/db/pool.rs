@@ -29,8 +29,6 @@ use self::loans::{Note, Notes};
 use super::hosts::Hosts;
 use crate::config::{self, UsableHosts};
 
-/// A caller that gets no connection within this time is answered 503.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// While the server is unreachable, another attempt begins when the last one has taken this long: its packets may be
 /// lost, and TCP repeats them with growing delays.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -232,7 +230,7 @@ impl Pool {
         // This leaves the queue also when the future is dropped.
         let _waiter = WaiterGuard { shared: &self.0, number };
         let started = Instant::now();
-        let result = match timeout(ACQUIRE_TIMEOUT, answer).await {
+        let result = match timeout(self.0.times.acquire_timeout, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(sqlx::Error::PoolClosed),
             Err(_) => Err(sqlx::Error::PoolTimedOut),

@@ -114,6 +114,9 @@ pub fn config(pool: &PgPool, more: &[(&str, &str)]) -> Config {
         ("KAFKA_GROUP_ID", format!("group-{unique}")),
         ("KAFKA_TOPIC_PARTITIONS", "2".to_owned()),
         ("EGRESS_ALLOW", "127.0.0.0/8".to_owned()),
+        // Many tests run at a time: what is slow is not yet a failure.
+        ("DATABASE_ACQUIRE_TIMEOUT_MS", "8000".to_owned()),
+        ("DATABASE_CONNECT_TIMEOUT_MS", "10000".to_owned()),
         // Tests write runs of any time.
         ("RUN_RETENTION_DAYS", "0".to_owned()),
     ]
