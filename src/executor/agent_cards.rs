@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long the first calls of an agent wait for its card, together.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// Part of the agent's time-out that they wait at most.
 const WAIT_SHARE: u32 = 4;
 /// Time-out of all requests for one card.
