@@ -197,6 +197,34 @@ export function formJourneys(context, at) {
         await page.fill("Definition as JSON", text);
     });
 
+    test("what somebody else has stored meanwhile is shown beside one's own text, which can be stored or dropped", async () => {
+        const { page, service } = context();
+        const plan = (text) => ({ start_step: "a", steps: { a: { id: "a", agent_name: "demo-upper", input_mapping: { text } } } });
+        const { id } = await service.call("PUT", "/workflow-names/edited-by-two", plan("at first"));
+        const text = () => page.browser.evaluate("document.querySelector('.lines textarea').value");
+        const edit = async (words) => {
+            await at(`/console/workflows/${id}/edit`);
+            await page.browser.until("document.querySelector('.lines textarea')?.value.includes('edited-by-two')", "the definition");
+            const before = await text();
+            await service.call("PUT", "/workflow-names/edited-by-two", plan(`theirs beside ${words}`));
+            await page.fill("Definition as JSON", before.replace(/"text": ".*?"/, `"text": "${words}"`));
+            await page.reads("The definition is valid");
+            await page.press("Store");
+            await page.reads("From what is stored now to this text");
+            assert.match(await page.browser.evaluate("document.querySelector('.diff').innerText"), new RegExp(`theirs beside ${words}`));
+        };
+        await edit("mine");
+        await page.press("Store this text all the same");
+        await page.reads("edited-by-two is stored as version 3");
+        await edit("dropped");
+        await page.press("Edit what is stored now");
+        await page.browser.until("!document.querySelector('.diff, .problem')", "the end of the differences");
+        assert.match(await text(), /theirs beside dropped/);
+        const texts = [1, 2, 3, 4].map(async (version) => (await service.call("GET", `/workflows/${id}/versions/${version}`)).workflow_data.steps.a.input_mapping.text);
+        assert.deepEqual(await Promise.all(texts), ["at first", "theirs beside mine", "mine", "theirs beside dropped"]);
+        page.browser.complaints.splice(0);
+    });
+
     test("a tab that there is not is the first one, and what is not found has a heading", async () => {
         const { page, made } = context();
         await at(`/console/runs/${made.runs.order.id}?tab=nonsense`);

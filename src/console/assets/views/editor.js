@@ -1,5 +1,5 @@
 import { html, use, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
-import { api, call, ifMatch } from "../parts/api.js";
+import { api, ApiError, call, ifMatch } from "../parts/api.js";
 import { Graph } from "../parts/graph.js";
 import { Finish, Text } from "../parts/form.js";
 import { Table, typed } from "../parts/list.js";
@@ -8,6 +8,7 @@ import { go, to, unsaved, useGuard } from "../parts/router.js";
 import { can, needs, session } from "../parts/session.js";
 import { fault, locate, parsed, pretty } from "../parts/text.js";
 import { Action, Dialog, download, Head, Json, Pending, Problem, say, Status, words } from "../parts/ui.js";
+import { Difference } from "./compare.js";
 import { toDefinition } from "./workflow.js";
 
 const PAUSE_MS = 400;
@@ -21,20 +22,26 @@ const FIRST = {
 
 /** @param {{ workflow_id?: string }} props */
 export function Editor({ workflow_id: id }) {
-    const loaded = useLoad(async (signal) => {
-        if (!id) return { text: pretty(FIRST), tag: null };
-        const { data, headers } = await call("GET", "/workflows/{workflow_id}", { path: { workflow_id: id }, signal });
-        return { text: pretty(toDefinition(data)), tag: headers.get("etag"), name: data.name };
-    }, [id ?? ""]);
+    const loaded = useLoad((signal) => (id ? read(id, signal) : Promise.resolve({ text: pretty(FIRST), tag: null })), [id ?? ""]);
     if (!loaded.data) return html`<${Pending} loaded=${loaded} what="definition" back=${[to("workflows"), "Workflows"]} />`;
-    return html`<${Edit} id=${id ?? null} first=${loaded.data.text} tag=${loaded.data.tag} name=${loaded.data.name} />`;
+    return html`<${Edit} id=${id ?? null} first=${loaded.data} />`;
 }
 
-/** @param {{ id: string | null, first: string, tag: string | null, name: string | undefined }} props */
-function Edit({ id, first, tag, name }) {
+/** @typedef {{ text: string, tag: string | null, name?: string }} Stored
+ * @param {string} id @param {AbortSignal} [signal] @returns {Promise<Stored>} */
+async function read(id, signal) {
+    const { data, headers } = await call("GET", "/workflows/{workflow_id}", { path: { workflow_id: id }, ...(signal ? { signal } : {}) });
+    return { text: pretty(toDefinition(data)), tag: headers.get("etag"), name: data.name };
+}
+
+/** @param {{ id: string | null, first: Stored }} props */
+function Edit({ id, first }) {
     use(session);
-    const [text, setText] = useState(first);
-    const [stored, setStored] = useState(first);
+    const { name } = first;
+    const [text, setText] = useState(first.text);
+    const [stored, setStored] = useState(first.text);
+    const [tag, setTag] = useState(first.tag);
+    const [newer, setNewer] = useState(/** @type {Stored | null} */ (null));
     const [problem, setProblem] = useState(/** @type {unknown} */ (null));
     const [testing, setTesting] = useState(false);
     const picker = useRef(/** @type {HTMLInputElement | null} */ (null));
@@ -44,15 +51,16 @@ function Edit({ id, first, tag, name }) {
     const definition = useMemo(() => (fault(text) ? null : JSON.parse(text)), [text]);
     const last = useRef(definition);
     if (definition) last.current = definition;
-    const save = async () => {
+    const save = async (/** @type {string | null} */ version) => {
         setProblem(null);
+        setNewer(null);
         if (!definition) return;
         try {
             const { name: given, ...rest } = definition;
             if (id && given !== undefined && given !== name) throw new Error(`A workflow keeps its name, which is ${name}. With another name it is a new workflow.`);
             const item = id
                 ? await api("PUT", "/workflows/{workflow_id}", { path: { workflow_id: id }, body: { ...NOTHING, ...rest },
-                    headers: ifMatch(tag) })
+                    headers: ifMatch(version) })
                 : await api("POST", "/workflows", { body: definition });
             setStored(text);
             unsaved.clear();
@@ -60,7 +68,15 @@ function Edit({ id, first, tag, name }) {
             go(to("workflows", item.id));
         } catch (error) {
             setProblem(error);
+            if (id && error instanceof ApiError && error.status === 412) await read(id).then(setNewer, setProblem);
         }
+    };
+    const take = (/** @type {Stored} */ other) => {
+        setText(other.text);
+        setStored(other.text);
+        setTag(other.tag);
+        setNewer(null);
+        setProblem(null);
     };
     const open = async (/** @type {any} */ event) => {
         const file = event.target.files?.[0];
@@ -75,9 +91,12 @@ function Edit({ id, first, tag, name }) {
             <button type="button" class="quiet" onClick=${() => picker.current?.click()}>Import</button>
             <button type="button" class="quiet" onClick=${() => download(`${definition?.name ?? "definition"}.json`, "application/json", text)}>Export</button>
             <${Action} disabled=${!definition} onClick=${() => setTesting(true)}>Try it</${Action}>
-            <${Action} kind="primary" permission="workflows:write" disabled=${!definition || !isChanged} onClick=${save}>Store</${Action}></${Head}>
+            <${Action} kind="primary" permission="workflows:write" disabled=${!definition || !isChanged} onClick=${() => save(tag)}>Store</${Action}></${Head}>
         ${!can("workflows:write") && html`<p class="banner">You can look and try, but not store. ${needs("workflows:write")}.</p>`}
         <${Problem} error=${problem} />
+        ${newer && definition && html`<section><h2>From what is stored now to this text</h2><${Difference} before=${JSON.parse(newer.text)} after=${definition} />
+            <div class="buttons"><${Action} permission="workflows:write" onClick=${() => save(newer.tag)}>Store this text all the same</${Action}>
+                <button type="button" onClick=${() => take(newer)}>Edit what is stored now</button></div></section>`}
         <div class="editor-view"><div><${Lines} text=${text} change=${setText} findings=${checked.findings} />
             <${Findings} checked=${checked} isChanged=${isChanged} /></div>
             <div class="editor-graph">${last.current ? html`<${Graph} definition=${last.current} label="Graph of the definition" />` : ""}</div></div>
