@@ -7,7 +7,7 @@ import { join } from "node:path";
 const PROGRAMS = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome", "/snap/bin/chromium"];
 
 /** How long a change of the page is waited for before the test fails. */
-const PATIENCE_MS = Number(process.env.CONSOLE_PATIENCE_MS ?? 60_000);
+const PATIENCE_MS = Number(process.env.CONSOLE_PATIENCE_MS ?? 180_000);
 
 export class Chromium {
     /** What the browser complained about: errors of the console, of the content policy, exceptions. @type {any[]} */

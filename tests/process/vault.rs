@@ -100,7 +100,7 @@ async fn values_in_vault_are_used_and_read_again(pool: PgPool) {
     let vault = Vault::start().await;
     let url = Environment::new(&pool).variables["DATABASE_URL"].clone();
     vault.put(&json!({"jwt": FIRST, "url": format!("{url}\n")})).await;
-    let created = vault.call(Method::POST, "auth/token/create", &json!({"policies": ["app"], "ttl": "12s"})).await;
+    let created = vault.call(Method::POST, "auth/token/create", &json!({"policies": ["app"], "ttl": "40s"})).await;
     let (vault_token, accessor) = (&created["auth"]["client_token"], &created["auth"]["accessor"]);
     let environment = vault
         .known_to(&pool)
