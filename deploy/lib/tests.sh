@@ -43,17 +43,16 @@ run_tests() {
     step "Building the tests"
     cargo test --locked --all-features --no-run "${selection[@]}"
     migrate_the_template
-    # The tests mostly wait, so more of them run at a time than there are processors. Those of tests/process start
-    # programs and stop services: they run last, and fewer at a time.
+    # Tests wait for more than half of their time, and have time limits of the service in them. Those of tests/process start
+    # programs and stop services: they run last.
     local suites
-    suites="RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 3))} cargo test --locked --all-features --lib --bins"
-    suites+=" --test architecture --test it && RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))} cargo test"
-    suites+=" --locked --all-features --test process"
+    suites="cargo test --locked --all-features --lib --bins --test architecture --test it"
+    suites+=" && cargo test --locked --all-features --test process"
     if (($#)); then suites='cargo test --locked --all-features "$@"'; fi
     step "Running the tests (logs of the services after a failure: $CACHE/last-failure)"
     # In its own process group, in the background: a signal is handled at once instead of after the tests, and the clean-up
     # ends all processes that the tests have started.
-    setsid bash -c "$suites" cargo "$@" &
+    RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 2))}" setsid bash -c "$suites" cargo "$@" &
     CHILD_GROUP=$!
     wait "$CHILD_GROUP"
 }
