@@ -10,6 +10,7 @@ pub mod problem;
 pub mod producer;
 pub mod publisher;
 pub mod replaceable;
+mod stall;
 pub mod topics;
 pub mod trigger_consumer;
 

@@ -379,7 +379,7 @@ impl Relay {
         let traceparent = trace::of_run(run_id, traceparent);
         let sent = self
             .producer_for(event_id)
-            .with(|producer| producer.send(topic, run_id, event_id, batch, &traceparent, payload));
+            .queue(|producer, token| producer.send(topic, (run_id, event_id, batch), &traceparent, payload, token));
         if let Err(error) = sent {
             let outcome = Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail).into());
             let (run_id, bytes) = (run_id.to_owned(), payload.len());

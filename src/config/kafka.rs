@@ -15,6 +15,8 @@ use super::{Live, Reader, Section};
 
 /// This is longer than the time-out of a broker request (15 s), so that librdkafka can recover by itself first.
 const RENEW_KAFKA_CLIENTS_AFTER: Duration = Duration::from_secs(20);
+/// This is longer than librdkafka tries to send a message to a broker that does not take it (11 times, 10 s each).
+const KAFKA_PRODUCER_STALLED_AFTER: Duration = Duration::from_mins(2);
 
 /// Kafka settings.
 #[derive(Clone, Debug)]
@@ -45,6 +47,8 @@ pub struct Kafka {
     pub clients: Live<Clients>,
     /// Not a setting: a client that reaches no broker for this long, while other clients do, is replaced.
     pub renew_after: Duration,
+    /// Not a setting: a producer that has not sent a message for this long, while brokers answer it, is replaced.
+    pub stalled_after: Duration,
 }
 
 impl Section for Kafka {
@@ -101,6 +105,7 @@ impl Section for Kafka {
             group_id: reader.text("kafka_group_id", "execution-consumer-group"),
             clients: Live::new(clients?),
             renew_after: RENEW_KAFKA_CLIENTS_AFTER,
+            stalled_after: KAFKA_PRODUCER_STALLED_AFTER,
         })
     }
 }

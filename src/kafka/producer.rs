@@ -16,6 +16,7 @@ use super::{
     callbacks::{Callbacks, Context, Role},
     message,
     replaceable::{self, Client},
+    stall::Token,
 };
 use crate::config;
 
@@ -95,6 +96,8 @@ pub struct Envelope {
     run_id: String,
     event_id: Uuid,
     batch: Option<Uuid>,
+    /// Dropped with the delivery report.
+    _token: Token,
 }
 
 impl ProducerContext for Context<Reports> {
@@ -107,7 +110,7 @@ impl ProducerContext for Context<Reports> {
         };
         self.callbacks.delivery(message.topic(), outcome, self.role.batching == Batching::Many);
         let (bytes, outcome) = (message.payload_len(), outcome.map_err(DeliveryError::from));
-        let Envelope { run_id, event_id, batch } = *envelope;
+        let Envelope { run_id, event_id, batch, .. } = *envelope;
         // The receiver lives as long as the relay. Later reports are not needed: the row still exists.
         let is_alone = self.role.batching == Batching::One;
         drop(self.role.reports.send(Report { run_id, event_id, batch, bytes, outcome, is_alone }));
@@ -144,13 +147,12 @@ impl Producer {
     pub fn send(
         &self,
         topic: &str,
-        run_id: &str,
-        event_id: Uuid,
-        batch: Option<Uuid>,
+        (run_id, event_id, batch): (&str, Uuid, Option<Uuid>),
         traceparent: &str,
         payload: &[u8],
+        token: Token,
     ) -> Result<(), KafkaError> {
-        let envelope = Box::new(Envelope { run_id: run_id.to_owned(), event_id, batch });
+        let envelope = Box::new(Envelope { run_id: run_id.to_owned(), event_id, batch, _token: token });
         let headers = message::headers(traceparent)
             .into_iter()
             .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));

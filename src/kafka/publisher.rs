@@ -83,8 +83,9 @@ impl Publisher {
 
     async fn publish_together(&self, records: &[Outgoing<'_>]) -> Vec<Result<(), KafkaError>> {
         // No reference to the client is kept here: its records are reported when it is replaced.
-        let queued: Vec<_> = self.0.with(|producer| {
-            records.iter().map(|record| producer.send_result(to_future(record)).map_err(|error| error.0)).collect()
+        let (queued, _token) = self.0.queue(|producer, token| {
+            let send = |record| producer.send_result(to_future(record)).map_err(|(error, _)| error);
+            (records.iter().map(send).collect::<Vec<_>>(), token)
         });
         let mut outcomes = Vec::with_capacity(queued.len());
         for (record, outcome) in records.iter().zip(queued) {

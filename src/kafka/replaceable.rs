@@ -1,10 +1,13 @@
-//! Replaceable clients: a Kafka client that no broker answers is replaced by a new one.
+//! Replaceable clients: a Kafka client that no broker answers, or that keeps messages, is replaced by a new one.
 //!
 //! librdkafka can lose its brokers for good: one metadata answer with topics and without brokers, as a fenced single
 //! broker gives, ends its broker threads (its issue 5301). It reports no fatal error, and never connects again.
 //! Therefore each client requests metadata once a second. A client without an answer for [`config::Kafka::renew_after`]
 //! is replaced if a new test client gets one. While the brokers are down for all clients, none is replaced, and queued
 //! messages stay queued.
+//!
+//! A producer is also replaced if a message has had no delivery report for [`config::Kafka::stalled_after`] while
+//! brokers answered (see `kafka::stall`).
 
 use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -25,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     callbacks::{CLUSTER, Callbacks},
     problem::{Connection, Outage, Trouble, is_denied},
+    stall::{StallDetector, Token},
 };
 use crate::config::{self, Clients};
 
@@ -82,6 +86,8 @@ pub struct ReplaceableClient<T> {
     make: Box<Make<T>>,
     callbacks: Callbacks,
     current: RwLock<Arc<T>>,
+    /// Messages of the current client.
+    stall: StallDetector,
     /// Settings that the current client was created with.
     clients: Mutex<Arc<Clients>>,
     renewed: Notify,
@@ -105,6 +111,7 @@ impl<T: Client> ReplaceableClient<T> {
             make: Box::new(make),
             callbacks,
             current,
+            stall: StallDetector::default(),
             clients,
             renewed: Notify::new(),
         })
@@ -116,10 +123,15 @@ impl<T: Client> ReplaceableClient<T> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Calls a function that does not block, never at the same time as a replacement: a message passed to a producer
-    /// here is either reported by it, or belongs to its successor.
+    /// Calls a function that does not block, never at the same time as a replacement.
     pub fn with<R>(&self, act: impl FnOnce(&T) -> R) -> R {
         act(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Passes messages to a producer, as [`Self::with`]: they are either reported by it, or belong to its successor. The
+    /// token is to be held until their delivery reports.
+    pub fn queue<R>(&self, send: impl FnOnce(&T, Token) -> R) -> R {
+        self.with(|client| send(client, self.stall.token()))
     }
 
     /// Resolves at the next replacement after this call.
@@ -165,6 +177,7 @@ impl<T: Client> ReplaceableClient<T> {
                 self.callbacks.forget();
                 self.note_topic_error(answer.topic_error);
             }
+            let waited = self.stall.waited(answer.is_ok(), now);
             if self.has_new_settings() {
                 self.replace("its settings have changed");
                 (outage.since, probe) = (now, None);
@@ -176,6 +189,9 @@ impl<T: Client> ReplaceableClient<T> {
                     fatal_at = Some(now);
                     self.replace(&format!("it met a fatal error: {text}"));
                 }
+            } else if waited >= self.settings.stalled_after {
+                let secs = waited.as_secs();
+                self.replace(&format!("it has not sent messages for {secs} s although brokers answer"));
             } else if outage.lasts(now) >= self.settings.renew_after {
                 probe = match probe.take() {
                     None => Some(probing(self.settings.clone())),
@@ -252,7 +268,11 @@ impl<T: Client> ReplaceableClient<T> {
             Ok(fresh) => Arc::new(fresh),
             Err(error) => return tracing::error!("the Kafka client for {name} cannot be replaced: {error}"),
         };
-        let old = std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), fresh);
+        let old = {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            self.stall.reset();
+            std::mem::replace(&mut *current, fresh)
+        };
         *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = clients;
         self.renewed.notify_waiters();
         metrics::counter!("kafka_clients_renewed_total", "client" => name).increment(1);

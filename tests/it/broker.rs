@@ -17,17 +17,22 @@ use tokio::{
     },
 };
 
-/// Requests that name brokers, by their keys in the protocol.
+/// Requests that are changed, by their keys in the protocol.
+const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
 const FIND_COORDINATOR: i16 = 10;
 const API_VERSIONS: i16 = 18;
+const INIT_PRODUCER_ID: i16 = 22;
 
 /// Clients that connect to it are told that it is the broker, or that there is none.
 #[derive(Clone)]
 pub struct Detour {
     pub address: SocketAddr,
     is_fenced: Arc<AtomicBool>,
+    is_silent: Arc<AtomicBool>,
     told: Arc<AtomicUsize>,
+    producers: Arc<AtomicUsize>,
+    withheld: Arc<AtomicUsize>,
 }
 
 /// Keys and versions of the requests of a connection that are not answered yet, by correlation id.
@@ -38,7 +43,14 @@ impl Detour {
         let brokers = std::env::var("KAFKA_BROKERS").expect("KAFKA_BROKERS names the test broker");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
-        let detour = Self { address, is_fenced: Arc::default(), told: Arc::default() };
+        let detour = Self {
+            address,
+            is_fenced: Arc::default(),
+            is_silent: Arc::default(),
+            told: Arc::default(),
+            producers: Arc::default(),
+            withheld: Arc::default(),
+        };
         let accepting = detour.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
@@ -57,6 +69,21 @@ impl Detour {
         self.is_fenced.store(is_fenced, Ordering::Relaxed);
     }
 
+    /// From now on the broker acknowledges nothing that is produced, but answers everything else; or acknowledges again.
+    pub fn acknowledge(&self, acknowledges: bool) {
+        self.is_silent.store(!acknowledges, Ordering::Relaxed);
+    }
+
+    /// Number of idempotent producers that have begun.
+    pub fn producers(&self) -> usize {
+        self.producers.load(Ordering::Relaxed)
+    }
+
+    /// Number of acknowledgements that were withheld.
+    pub fn withheld(&self) -> usize {
+        self.withheld.load(Ordering::Relaxed)
+    }
+
     /// How often it was said that there is no broker.
     pub fn told(&self) -> usize {
         self.told.load(Ordering::Relaxed)
@@ -68,6 +95,13 @@ impl Detour {
             let (head, body) = answer.split_at(4);
             match asked.lock().expect("no panic").remove(&id) {
                 Some((API_VERSIONS, 3..)) => answer = [head, &only_old(body)].concat(),
+                Some((PRODUCE, _)) if self.is_silent.load(Ordering::Relaxed) => {
+                    self.withheld.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                Some((INIT_PRODUCER_ID, _)) => {
+                    self.producers.fetch_add(1, Ordering::Relaxed);
+                }
                 Some((METADATA, 4)) => answer = [head, &self.renamed(body)].concat(),
                 Some((FIND_COORDINATOR, 2)) if body[4..6] == [0, 0] => {
                     let port = answer.len() - 4;

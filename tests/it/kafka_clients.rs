@@ -69,6 +69,33 @@ async fn clients_that_were_told_that_there_is_no_broker_find_it_again_and_nothin
     records(&direct, &monitoring, 3 * runs.len()).await;
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_producer_that_gets_no_acknowledgement_while_brokers_answer_is_replaced_and_nothing_is_lost(pool: PgPool) {
+    let direct = config(&pool, &[("KAFKA_TOPIC_PARTITIONS", "1")]);
+    let detour = Detour::start().await;
+    let mut settings = direct.clone();
+    settings.kafka.brokers = detour.address.to_string();
+    settings.kafka.stalled_after = Duration::from_secs(2);
+    let service = Service::start_with(settings);
+    let workflow_id = service.one_step_workflow().await;
+    let mut runs = HashSet::from([service.execute(&workflow_id).await]);
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    let before = detour.producers();
+
+    detour.acknowledge(false);
+    runs.insert(service.execute(&workflow_id).await);
+    eventually("another producer has begun", || async { (detour.producers() > before).then_some(()) }).await;
+    // Sooner than librdkafka gives up, which begins anew after eleven attempts.
+    assert!((1..=10).contains(&detour.withheld()), "{}", detour.withheld());
+    detour.acknowledge(true);
+
+    runs.insert(service.execute(&workflow_id).await);
+    eventually("the outbox is empty", || outbox_is_empty(&pool)).await;
+    // The broker has what it did not acknowledge, so that it comes twice.
+    let sent = records(&direct, &direct.kafka.execution_topic, runs.len() + 1).await;
+    assert_eq!(sent.into_iter().map(|record| record.key).collect::<HashSet<_>>(), runs);
+}
+
 /// What librdkafka would wait for: a minute for an answer, half a minute for a connection.
 #[test]
 fn a_broker_that_has_vanished_is_noticed_within_15_seconds() {
