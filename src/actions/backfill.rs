@@ -147,7 +147,7 @@ pub async fn continue_backfill(pool: &db::Pool, firer: Firer<'_>, job: (Uuid, Uu
         let nominals = crate::offload::in_place(|| schedule.range(after, row.to_at, max));
         let of = |nominal: &DateTime<Utc>| {
             let namespace = if row.force { row.id } else { trigger.id };
-            firing(&trigger, *nominal, run_id(namespace, *nominal), Cause::Backfill)
+            firing(&trigger, (*nominal, None), run_id(namespace, *nominal), Cause::Backfill)
         };
         let firings: Vec<Firing> = nominals.iter().map(of).collect();
         let outcomes =

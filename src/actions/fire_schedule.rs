@@ -59,12 +59,18 @@ pub fn run_id(trigger_id: Uuid, nominal: DateTime<Utc>) -> String {
     format!("run-{}", Uuid::new_v5(&trigger_id, name.as_bytes()))
 }
 
-/// Firing of a schedule for a nominal instant.
-pub(super) fn firing(trigger: &TriggerRow, nominal: DateTime<Utc>, run_id: String, cause: Cause) -> Firing {
+/// Firing of a schedule for a nominal instant. `due_at`: the same with jitter.
+pub(super) fn firing(
+    trigger: &TriggerRow,
+    (nominal, due_at): (DateTime<Utc>, Option<DateTime<Utc>>),
+    run_id: String,
+    cause: Cause,
+) -> Firing {
     let fired = Fired { kind: &trigger.kind, id: trigger.id, name: &trigger.name, at: nominal };
     Firing {
         run_id,
         at: nominal,
+        due_at,
         what: trigger::what(fired, &[]),
         depth: 0,
         cause,
@@ -85,15 +91,8 @@ pub async fn fire_schedule(pool: &db::Pool, firer: Firer<'_>, id: Uuid, now: Dat
             db::schedules::save(conn, id, &state).await?;
             return Ok(None);
         };
-        if is_suspended {
-            // As if it was paused: nothing is due, so nothing is made up for later.
-            let due_at = schedule.due_at(id, now);
-            let state = ScheduleRow { due_at, processed_until: now, buffered: Vec::new(), ..state };
-            db::schedules::save(conn, id, &state).await?;
-            return Ok(None);
-        }
         let mut evaluation = Evaluation::new(firer, &trigger, &schedule, state, now);
-        evaluation.run(conn).await?;
+        evaluation.run(conn, is_suspended).await?;
         let is_more = evaluation.state.due_at.is_some_and(|due_at| due_at <= now);
         let Evaluation { outcomes, counts, cancelled, .. } = evaluation;
         Ok::<_, FireError>(Some((trigger, outcomes, counts, cancelled, is_more)))
@@ -156,9 +155,15 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Decides about everything that is due, and writes it.
-    async fn run(&mut self, conn: &mut PgConnection) -> Result<(), FireError> {
-        if !self.trigger.enabled || self.state.remaining == Some(0) {
-            (self.state.due_at, self.state.buffered) = (None, Vec::new());
+    async fn run(&mut self, conn: &mut PgConnection, is_suspended: bool) -> Result<(), FireError> {
+        if is_suspended {
+            // As if it was paused: nothing is due, so nothing is made up for later.
+            self.state.due_at = self.schedule.due_at(self.trigger.id, self.now);
+            self.state.processed_until = self.now;
+            self.drop_buffered();
+        } else if !self.trigger.enabled || self.state.remaining == Some(0) {
+            self.state.due_at = None;
+            self.drop_buffered();
         } else if self.has_failed_too_often(conn).await? {
             self.pause(conn).await?;
         } else {
@@ -184,7 +189,8 @@ impl<'a> Evaluation<'a> {
         let note = format!("paused because {} runs in a row have failed", self.schedule.pause_after_failures);
         let actor = self.actor();
         db::triggers::pause(conn, self.trigger.id, &note, &actor.subject).await?;
-        (self.state.due_at, self.state.buffered) = (None, Vec::new());
+        self.state.due_at = None;
+        self.drop_buffered();
         let (before, after) =
             (json!({"enabled": true, "note": self.trigger.note}), json!({"enabled": false, "note": note}));
         let (before, after) = (to_raw(&before), to_raw(&after));
@@ -237,7 +243,8 @@ impl<'a> Evaluation<'a> {
             }
         }
         if self.state.remaining == Some(0) {
-            (self.state.due_at, self.state.buffered) = (None, Vec::new());
+            self.state.due_at = None;
+            self.drop_buffered();
         } else if !self.state.buffered.is_empty() {
             let soon = self.now + WAITING;
             self.state.due_at = Some(self.state.due_at.map_or(soon, |due_at| due_at.min(soon)));
@@ -253,8 +260,10 @@ impl<'a> Evaluation<'a> {
         if nominals.is_empty() {
             return Ok(());
         }
-        let of =
-            |nominal: &DateTime<Utc>| firing(self.trigger, *nominal, run_id(self.trigger.id, *nominal), Cause::Event);
+        let of = |nominal: &DateTime<Utc>| {
+            let due_at = Some(self.due_at(*nominal));
+            firing(self.trigger, (*nominal, due_at), run_id(self.trigger.id, *nominal), Cause::Event)
+        };
         let firings: Vec<Firing> = nominals.iter().map(of).collect();
         let outcomes = fire_trigger::fire(conn, self.firer, self.trigger, &firings).await?;
         let count = i32::try_from(outcomes.len()).unwrap_or(i32::MAX);
@@ -290,7 +299,10 @@ impl<'a> Evaluation<'a> {
         let waiting = waiting.into_iter().map(|nominal| (nominal, true));
         for (nominal, has_waited) in waiting.chain(due.into_iter().map(|nominal| (nominal, false))) {
             if self.state.remaining == Some(0) {
-                break;
+                if has_waited {
+                    self.state.buffered.push(nominal);
+                }
+                continue;
             }
             if !is_open && turns < MAX_IN_TURN {
                 turns += 1;
@@ -301,11 +313,27 @@ impl<'a> Evaluation<'a> {
             } else if self.schedule.overlap == Overlap::Skip {
                 self.skip(nominal);
             } else {
-                self.counts.buffer_dropped += 1;
-                self.rows.push(self.row(nominal, "buffer_dropped", None));
+                self.drop_one(nominal);
             }
         }
         Ok(())
+    }
+
+    /// The nominal instant with jitter.
+    fn due_at(&self, nominal: DateTime<Utc>) -> DateTime<Utc> {
+        self.schedule.jittered(self.trigger.id, nominal)
+    }
+
+    /// Drops the firings that wait for the end of a run.
+    fn drop_buffered(&mut self) {
+        for nominal in std::mem::take(&mut self.state.buffered) {
+            self.drop_one(nominal);
+        }
+    }
+
+    fn drop_one(&mut self, nominal: DateTime<Utc>) {
+        self.counts.buffer_dropped += 1;
+        self.rows.push(self.row(nominal, "buffer_dropped", None));
     }
 
     fn has_room(&self) -> bool {
@@ -327,15 +355,40 @@ impl<'a> Evaluation<'a> {
 
     /// A firing without a run, as it is kept.
     fn row(&self, nominal: DateTime<Utc>, outcome: &str, why: Option<(&str, String)>) -> FiringRow {
-        let (reason, detail) = why.map(|(reason, detail)| (reason.to_owned(), detail)).unzip();
-        FiringRow {
-            nominal_at: nominal,
-            fired_at: self.now,
-            cause: Cause::Event.as_str().to_owned(),
-            outcome: outcome.to_owned(),
-            reason,
-            detail,
-            run_id: None,
-        }
+        without_run((nominal, self.due_at(nominal), self.now), outcome, why)
     }
+}
+
+/// A firing without a run, as it is kept, with its times: nominal, with jitter, and of its end.
+fn without_run(
+    (nominal_at, due_at, fired_at): (DateTime<Utc>, DateTime<Utc>, DateTime<Utc>),
+    outcome: &str,
+    why: Option<(&str, String)>,
+) -> FiringRow {
+    let (reason, detail) = why.map(|(reason, detail)| (reason.to_owned(), detail)).unzip();
+    FiringRow {
+        nominal_at,
+        due_at: Some(due_at),
+        fired_at,
+        cause: Cause::Event.as_str().to_owned(),
+        outcome: outcome.to_owned(),
+        reason,
+        detail,
+        run_id: None,
+    }
+}
+
+/// Records the firings that wait for the end of a run, when their schedule is paused: they are dropped.
+pub(super) async fn record_dropped(
+    conn: &mut PgConnection,
+    id: Uuid,
+    (schedule, buffered): (&Schedule, &[DateTime<Utc>]),
+    now: DateTime<Utc>,
+) -> Result<(), db::Error> {
+    let row =
+        |nominal: &DateTime<Utc>| without_run((*nominal, schedule.jittered(id, *nominal), now), "buffer_dropped", None);
+    let firings: Vec<FiringRow> = buffered.iter().map(row).collect();
+    let counts = Counts { buffer_dropped: i64::try_from(firings.len()).unwrap_or(i64::MAX), ..Counts::default() };
+    let counts: Vec<_> = counts.named().collect();
+    db::triggers::record(conn, id, NewFirings { firings: &firings, counts: &counts }).await
 }

@@ -81,6 +81,8 @@ pub struct Firing {
     pub run_id: String,
     /// When the trigger was due, without jitter.
     pub at: DateTime<Utc>,
+    /// The same with jitter; `None`: it has none.
+    pub due_at: Option<DateTime<Utc>>,
     /// What has happened: the object that references of the input refer to.
     pub what: Box<RawValue>,
     /// Number of runs that have led to this one, each by an event of the one before; 0 if no run has.
@@ -238,6 +240,7 @@ fn kept(firing: &Firing, outcome: &Outcome, now: DateTime<Utc>) -> FiringRow {
     };
     FiringRow {
         nominal_at: firing.at,
+        due_at: firing.due_at,
         fired_at: now,
         cause: firing.cause.as_str().to_owned(),
         outcome: name.to_owned(),
@@ -326,7 +329,7 @@ pub fn by_hand(
     let fired = Fired { kind: &trigger.kind, id: trigger.id, name: &trigger.name, at };
     let what = trigger::what(fired, members);
     let correlation_id = Some(correlation_id.to_owned());
-    Firing { run_id, at, what, depth: 0, cause: Cause::Manual, correlation_id, delivery: None }
+    Firing { run_id, at, due_at: None, what, depth: 0, cause: Cause::Manual, correlation_id, delivery: None }
 }
 
 /// Counts outcomes in the metrics. To be called after the commit.

@@ -234,6 +234,7 @@ impl Batch<'_> {
                 firings.push(Firing {
                     run_id: wanted.run_id.clone(),
                     at: wanted.at,
+                    due_at: None,
                     what: wanted.what.clone(),
                     depth: wanted.depth,
                     cause: Cause::Event,
@@ -384,6 +385,7 @@ impl Batch<'_> {
 fn failed(at: DateTime<Utc>, why: &Unusable, now: DateTime<Utc>) -> FiringRow {
     FiringRow {
         nominal_at: at,
+        due_at: None,
         fired_at: now,
         cause: Cause::Event.as_str().to_owned(),
         outcome: "failed_to_start".to_owned(),
@@ -444,6 +446,7 @@ pub(super) async fn redrive(
     let firing = Firing {
         run_id,
         at: wanted.at,
+        due_at: None,
         what: wanted.what,
         depth: wanted.depth,
         cause: Cause::Manual,

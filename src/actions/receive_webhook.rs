@@ -352,7 +352,7 @@ async fn start(
     };
     let correlation_id = Some(correlation_id.to_owned());
     let delivery = id.map(hash);
-    let firing = Firing { run_id, at, what, depth, cause: Cause::Event, correlation_id, delivery };
+    let firing = Firing { run_id, at, due_at: None, what, depth, cause: Cause::Event, correlation_id, delivery };
     let mut attempts = 0;
     loop {
         attempts += 1;

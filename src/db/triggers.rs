@@ -272,6 +272,7 @@ pub async fn delete(conn: &mut PgConnection, id: Uuid) -> Result<(), Error> {
 #[expect(missing_docs, reason = "the columns are described in the migration")]
 pub struct FiringRow {
     pub nominal_at: DateTime<Utc>,
+    pub due_at: Option<DateTime<Utc>>,
     pub fired_at: DateTime<Utc>,
     pub cause: String,
     pub outcome: String,
@@ -292,7 +293,8 @@ pub async fn last_firings(
         #[sqlx(flatten)]
         firing: FiringRow,
     }
-    let sql = "SELECT t.id AS trigger_id, f.nominal_at, f.fired_at, f.cause, f.outcome, f.reason, f.detail, f.run_id
+    let sql = "SELECT t.id AS trigger_id, f.nominal_at, f.due_at, f.fired_at, f.cause, f.outcome, f.reason, f.detail,
+                   f.run_id
                FROM unnest($1::uuid[]) AS t (id) CROSS JOIN LATERAL (
                    SELECT * FROM trigger_firings WHERE trigger_id = t.id ORDER BY id DESC LIMIT $2) AS f
                ORDER BY f.id DESC";
@@ -354,11 +356,13 @@ pub async fn record(conn: &mut PgConnection, id: Uuid, new: NewFirings<'_>) -> R
     let firings = &firings[firings.len().saturating_sub(kept)..];
     if !firings.is_empty() {
         sqlx::query(
-            "INSERT INTO trigger_firings (trigger_id, nominal_at, fired_at, cause, outcome, reason, detail, run_id)
-             SELECT $1, * FROM unnest($2::timestamptz[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[])",
+            "INSERT INTO trigger_firings (trigger_id, nominal_at, due_at, fired_at, cause, outcome, reason, detail, run_id)
+             SELECT $1, * FROM unnest($2::timestamptz[], $3::timestamptz[], $4::timestamptz[], $5::text[], $6::text[],
+                 $7::text[], $8::text[], $9::text[])",
         )
         .bind(id)
         .bind(column(firings, |firing| firing.nominal_at))
+        .bind(column(firings, |firing| firing.due_at))
         .bind(column(firings, |firing| firing.fired_at))
         .bind(column(firings, |firing| firing.cause.as_str()))
         .bind(column(firings, |firing| firing.outcome.as_str()))

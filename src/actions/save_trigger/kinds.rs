@@ -9,7 +9,7 @@ use super::{
     SaveTriggerError, TriggerRefusal,
 };
 use crate::{
-    actions::receive_webhook,
+    actions::{fire_schedule, receive_webhook},
     db::{self, schedules::ScheduleRow, triggers::TriggerRow},
     inbound::Webhook,
     input::FieldError,
@@ -149,6 +149,9 @@ async fn save_schedule(conn: &mut PgConnection, saved: &Saved<'_>, schedule: &Sc
             let processed_until =
                 if before.enabled { old.decided_at_change(schedule, row.id, stored.processed_until, now) } else { now };
             let is_resumed = row.enabled && !before.enabled;
+            if !row.enabled {
+                fire_schedule::record_dropped(conn, row.id, (&old, &stored.buffered), now).await?;
+            }
             ScheduleRow {
                 due_at: None,
                 processed_until,

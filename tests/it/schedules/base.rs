@@ -217,6 +217,7 @@ async fn a_chain_of_runs_is_bounded_and_a_present_run_is_not_started_again(pool:
     let firing = |run: &str, depth| Firing {
         run_id: format!("run-{run}"),
         at: at("2027-01-01T00:00:00Z"),
+        due_at: None,
         what: to_raw(&json!({"scheduled_at": "x"})),
         depth,
         cause: Cause::Event,

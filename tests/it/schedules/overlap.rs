@@ -67,6 +67,9 @@ async fn all_firings_wait_up_to_a_thousand(pool: PgPool) {
     let waiting: Vec<i32> =
         sqlx::query_scalar("SELECT cardinality(buffered) FROM trigger_schedules").fetch_all(&pool).await.expect("rows");
     assert_eq!(waiting, [0], "a pause drops what waits");
+    assert_eq!(world.count(id, "buffer_dropped").await, 19 + 997, "and counts it");
+    let last = &world.trigger(id).await["firings"][0];
+    assert_eq!((&last["outcome"], &last["at"]), (&json!("buffer_dropped"), &json!("2027-01-01T16:40:00Z")));
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

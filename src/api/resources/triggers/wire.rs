@@ -361,6 +361,9 @@ pub struct ShownFiring {
     /// When the trigger was due, without jitter.
     #[schema(value_type = String, format = DateTime)]
     at: Timestamp,
+    /// When it was due, with jitter.
+    #[schema(value_type = String, format = DateTime)]
+    due_at: Timestamp,
     /// When that was processed.
     #[schema(value_type = String, format = DateTime)]
     fired_at: Timestamp,
@@ -383,6 +386,7 @@ impl From<FiringRow> for ShownFiring {
     fn from(row: FiringRow) -> Self {
         Self {
             at: row.nominal_at.into(),
+            due_at: row.due_at.unwrap_or(row.nominal_at).into(),
             fired_at: row.fired_at.into(),
             cause: row.cause,
             outcome: row.outcome,
