@@ -5,7 +5,6 @@ use std::{collections::HashSet, time::Duration};
 
 use axum::body::Body;
 use chrono::{DateTime, SubsecRound as _, Utc};
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use workflow_api::{
@@ -18,7 +17,7 @@ use workflow_api::{
 
 use crate::{
     path::{self, Executor, attempts, ended},
-    service::{Answer, Service, eventually},
+    service::{Answer, Service, eventually, in_turn},
     steps::{World, agent_step, input_of, repeating},
 };
 
@@ -246,7 +245,7 @@ async fn a_callback_goes_on_with_its_first_answer_and_harms_nobody_with_the_othe
     // A storm of 50, each with another body: one counts, all are told the same.
     let path = path_of(&open[0]["url"]);
     let bodies: Vec<Value> = (0..50).map(|number| json!({"deep": {"said": format!("n{number}")}})).collect();
-    let answers: Vec<Answer> = join_all(bodies.iter().map(|body| service.post(&path, body))).await;
+    let answers: Vec<Answer> = in_turn(bodies.iter().map(|body| service.post(&path, body))).await;
     let replayed = answers.iter().filter(|answer| answer.header("idempotency-replayed") == Some("true")).count();
     assert_eq!(replayed, 49);
     let told: HashSet<String> = answers.into_iter().map(|answer| answer.expect(200).to_string()).collect();
