@@ -64,6 +64,9 @@ impl Webhooks {
         for outcome in OUTCOMES {
             attempted(outcome).increment(0);
         }
+        for outcome in ["delivered", "failed"] {
+            metrics::counter!("webhook_deliveries_total", "outcome" => outcome).increment(0);
+        }
         let settings = &config.webhooks;
         let sending = Sending {
             hooks: Hooks::new(&config.egress)?,

@@ -24,6 +24,7 @@ use crate::{
     db::{self, idempotency::ClaimError},
     input::{self, FieldError, Node, Object, Read, keep, text},
     trigger::{NewTrigger, TriggerPatch},
+    webhook::Payload,
     workflow::NewWorkflow,
 };
 
@@ -109,6 +110,12 @@ impl Import {
     #[must_use]
     pub fn has_triggers(&self) -> bool {
         !self.triggers.is_empty()
+    }
+
+    /// Whether a webhook sends input and output of runs.
+    #[must_use]
+    pub fn has_full_payloads(&self) -> bool {
+        self.webhooks.iter().any(|webhook| webhook.wanted.definition.payload == Payload::Full)
     }
 
     /// Whether the document has webhooks, which need a permission of their own.

@@ -34,6 +34,9 @@ pub enum Refused {
     /// The stored secrets cannot be decrypted.
     #[error("the stored secret cannot be decrypted")]
     Sealed,
+    /// The caller may not read runs, and the webhook would send their input and output.
+    #[error("The webhook has the payload full, which needs runs:read")]
+    FullPayload,
     /// Nothing is sent to it.
     #[error("the webhook is disabled")]
     Disabled,
@@ -163,15 +166,22 @@ pub(super) async fn create_in(
 }
 
 /// Changes the members that are set in the patch. `updated_at` changes only if the webhook differs afterwards.
+/// `reads_runs`: whether the caller may read runs.
 pub async fn update(
     pool: &db::Pool,
     context: Context<'_>,
     id: Uuid,
     patch: WebhookPatch,
+    reads_runs: bool,
 ) -> Result<WebhookRow, SaveWebhookError> {
     db::in_transaction(pool, async |conn| {
         let current = lock(conn, context, id).await?;
         context.check_revision(&current.revision())?;
+        let payload = patch.payload.or_else(|| Payload::parse(&current.payload));
+        // Another URL would get them too.
+        if payload == Some(Payload::Full) && !reads_runs {
+            return Err(SaveError::Other(Refused::FullPayload));
+        }
         update_in(conn, context, current, patch).await
     })
     .await

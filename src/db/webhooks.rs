@@ -6,6 +6,7 @@ pub mod pushes;
 pub mod replays;
 pub mod sending;
 
+use chrono::TimeDelta;
 use serde_json::{json, value::RawValue};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, Postgres, postgres::PgArguments, query::Query, types::Json};
 use uuid::Uuid;
@@ -22,6 +23,9 @@ use crate::{
     vault::{DecryptError, Vault},
     webhook::Sealed,
 };
+
+/// A delivery has the time at which its transaction began, which may be before that of an event that it saw.
+const FAN_OUT_MARGIN: TimeDelta = TimeDelta::minutes(1);
 
 /// Row of `webhooks`. It has no `Debug`, since `sealed` holds secrets.
 #[derive(Clone, sqlx::FromRow)]

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
-/// Members of `data` with their schemas, and examples of them: of all events, by subject, and by type.
+/// Members of `data` with their schemas, those that may be absent, and examples: of all events, by subject, and by type.
 static MEMBERS: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("catalogue.json")).expect("a test reads the file"));
 
@@ -91,6 +91,9 @@ impl EventType {
     pub fn data_schema(&self) -> Value {
         let mut schema = json!({"type": "object", "properties": self.members("schema")});
         require_members(&mut schema);
+        if let Some(known) = schema["properties"].as_object_mut() {
+            known.extend(self.members("optional"));
+        }
         schema
     }
 
@@ -104,7 +107,8 @@ impl EventType {
         json!({"type": self.name, "timestamp": "2026-11-28T10:00:00.123456Z", "data": data})
     }
 
-    /// Schemas or examples of the members: those of all events, of the subject, and of the type.
+    /// Schemas or examples of the members, or schemas of those that may be absent: those of all events, of the subject, and
+    /// of the type.
     fn members(&self, part: &str) -> Map<String, Value> {
         let parts = ["common", self.subject, self.name].into_iter().filter_map(|of| MEMBERS[part][of].as_object());
         parts.flatten().map(|(name, value)| (name.clone(), value.clone())).collect()
@@ -144,6 +148,9 @@ mod tests {
                 without["data"].as_object_mut().expect("an object").remove(member);
                 assert!(!validator.is_valid(&without), "{} without {member}", known.name);
             }
+            let mut full = example.clone();
+            full["data"].as_object_mut().expect("an object").insert("is_test".to_owned(), json!(false));
+            assert!(!validator.is_valid(&full), "{}: a member that may be absent has a schema too", known.name);
             let mut more = example.clone();
             more["data"]["added_later"] = json!(1);
             assert!(validator.is_valid(&more), "{} with a member more", known.name);

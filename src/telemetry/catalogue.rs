@@ -377,14 +377,20 @@ pub const SHARED: &[Metric] = &[
         "Messages that Kafka did not take, each time they were sent, by reason",
     )
     .by("reason", &["denied", "not_enough_replicas", "too_large", "invalid", "unknown_topic", "other"]),
-    metric(Counter, "kafka_clients_renewed_total", "Clients replaced because no broker answered them, by client")
-        .by("client", &[]),
+    metric(
+        Counter,
+        "kafka_clients_renewed_total",
+        "Clients replaced because no broker answered them, or they sent nothing, by client",
+    )
+    .by("client", &[]),
 ];
 
 /// Metrics of outgoing webhooks, of the API.
 pub const WEBHOOKS: &[Metric] = &[
     metric(Counter, "webhook_attempts_total", "Attempts to send a delivery of a webhook, by outcome")
         .by("outcome", &["success", "status", "timeout", "network", "not_allowed"]),
+    metric(Counter, "webhook_deliveries_total", "Deliveries of webhooks that have ended, by outcome")
+        .by("outcome", &["delivered", "failed"]),
     metric(Counter, "webhooks_given_up_total", "Webhooks that this process has disabled because of their failures"),
     metric(Gauge, "webhooks", "Webhooks, by state; failing ones are enabled too").by("state", &[]),
     metric(Gauge, "webhook_disabled", "1 while a webhook is disabled because of its failures, by webhook")

@@ -24,7 +24,9 @@ pub enum Values<'a> {
     Of { input: Option<&'a RawValue>, output: Option<&'a RawValue> },
 }
 
-/// Member of a full payload with the address of an open callback.
+/// Members of a full payload with the input and the output of the run.
+pub const VALUES: [&str; 2] = ["input", "output"];
+/// Member of a full payload with the address of an open callback, which is a permission to answer it.
 pub const CALLBACK_URL: &str = "callback_url";
 
 /// Body of an event. `api` is the address of the API, and `callback_url` that of the callback that the event is about.
@@ -50,18 +52,18 @@ pub fn render(event: &Event, api: &str, values: Values<'_>, callback_url: Option
     object_of([("type", &*event_type), ("timestamp", &*at), ("data", &*data)]).get().to_owned()
 }
 
-/// The body with `mask` in the place of the address of a callback, which is a permission to answer it.
+/// The body with `mask` in the place of these members of a full payload.
 #[must_use]
-pub fn without_callback(body: &RawValue, mask: &str) -> Box<RawValue> {
+pub fn masked(body: &RawValue, hidden: &[&str], mask: &str) -> Box<RawValue> {
     let mask = to_raw(mask);
     let known = members(body).unwrap_or_default();
     let data = known.iter().find(|(name, _)| name == "data").and_then(|(_, data)| members(data));
-    let Some(data) = data.filter(|data| data.iter().any(|(name, _)| name == CALLBACK_URL)) else {
+    let Some(data) = data.filter(|data| data.iter().any(|(name, _)| hidden.contains(&name.as_str()))) else {
         return body.to_owned();
     };
     let data = object_of(data.iter().map(|(name, value)| {
         let name = name.as_str();
-        (name, if name == CALLBACK_URL { &*mask } else { *value })
+        (name, if hidden.contains(&name) { &*mask } else { *value })
     }));
     object_of(known.iter().map(|(name, value)| {
         let name = name.as_str();
@@ -129,10 +131,10 @@ mod tests {
             )
         };
         assert!(body.contains(&data("https://x/callbacks/t")), "{body}");
-        let masked = without_callback(&raw(&body), "****");
-        assert_eq!(masked.get(), body.replace(&data("https://x/callbacks/t"), &data("****")));
+        let without = |body: &str| masked(&raw(body), &[CALLBACK_URL], "****");
+        assert_eq!(without(&body).get(), body.replace(&data("https://x/callbacks/t"), &data("****")));
         let other = render(&failed(), "https://x", Values::None, None);
-        assert_eq!(without_callback(&raw(&other), "****").get(), other);
+        assert_eq!(without(&other).get(), other);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::{
     event::{DEPTH_HEADER, wire_id},
     masking::Secrets,
     timestamp::retry_after,
-    trace::TRACEPARENT,
+    trace::{self, TRACEPARENT},
     vault::Vault,
     webhook::{
         schedule::{self, Ended},
@@ -133,8 +133,8 @@ impl Sending {
             .header("webhook-id", id)
             .header(ATTEMPT_HEADER, number)
             .header(DEPTH_HEADER, claimed.depth);
-        if let Some(traceparent) = &claimed.traceparent {
-            request = request.header(TRACEPARENT, traceparent);
+        if let Some(run_id) = &claimed.run_id {
+            request = request.header(TRACEPARENT, trace::of_run(run_id, claimed.traceparent.as_deref()));
         }
         Ok((request.body(claimed.body.clone()), secrets))
     }
@@ -251,6 +251,7 @@ mod tests {
             organization_id: "default".to_owned(),
             event_id: Uuid::nil(),
             event_type: "run.failed".to_owned(),
+            run_id: None,
             body: "{}".to_owned(),
             traceparent: None,
             depth: 0,

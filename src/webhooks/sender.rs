@@ -146,7 +146,9 @@ impl Sender {
             );
         match written.await {
             Ok(given_up) => {
-                self.ended.clear();
+                for outcome in self.ended.drain(..).filter(|outcome| outcome.state() != "pending") {
+                    metrics::counter!("webhook_deliveries_total", "outcome" => outcome.state()).increment(1);
+                }
                 for webhook in given_up {
                     metrics::counter!("webhooks_given_up_total").increment(1);
                     tracing::error!(

@@ -20,6 +20,8 @@ use sqlx::PgPool;
 use standardwebhooks::Webhook;
 use tokio::sync::Semaphore;
 
+use workflow_api::event::catalogue;
+
 use crate::service::{Answer, Service, eventually};
 
 pub const WEBHOOKS: &str = "/api/v1/webhooks";
@@ -89,6 +91,7 @@ impl Receiver {
 
     async fn handle(State(receiver): State<Self>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
         let body = String::from_utf8(body.to_vec()).expect("text");
+        check_schema(&body);
         let received = Received { path: uri.path().to_owned(), headers, body };
         let before = {
             let mut got = receiver.0.got.lock().expect("no panic");
@@ -129,6 +132,23 @@ impl Receiver {
             (got == count).then(|| self.at(path))
         })
         .await
+    }
+}
+
+/// Checks that an event is as the catalogue has it, unless a test has made it up.
+fn check_schema(body: &str) {
+    let Ok(event) = serde_json::from_str::<Value>(body) else { return };
+    let known = event["type"].as_str().and_then(catalogue::find);
+    let data = &event["data"];
+    let is_of_run = |known: &catalogue::EventType| known.name.starts_with("run.") || known.name == "step.failed";
+    let has = |name: &str| data.get(name).is_some();
+    let is_made_up = |known| has("n") || has("amount") || is_of_run(known) && !has("run_id");
+    if let Some(known) = known.filter(|known| !is_made_up(known)) {
+        let schema = known.schema();
+        let validator =
+            jsonschema::draft202012::options().should_validate_formats(true).build(&schema).expect("a schema");
+        let errors: Vec<String> = validator.iter_errors(&event).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}: {body}");
     }
 }
 

@@ -444,6 +444,9 @@ pub async fn import_definitions(
             if document.has_webhooks() {
                 caller.must(Permission::WebhooksWrite)?;
             }
+            if document.has_full_payloads() {
+                caller.must(Permission::RunsRead)?;
+            }
             let context = caller.context(&app).with_key(key.as_ref());
             match import::import(&app.pool, context, document, dry_run, (&app.clock, deadline)).await {
                 Ok(report) => report,

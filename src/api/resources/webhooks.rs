@@ -37,6 +37,7 @@ use crate::{
         webhooks::{self as rows, StateRow, WebhookRow},
     },
     input::Object,
+    webhook::Payload,
 };
 
 /// `{webhook_id}` in the path.
@@ -66,6 +67,7 @@ fn refused(reason: Refused) -> ApiError {
         Refused::TooMany => {
             ApiError::new(http::StatusCode::FORBIDDEN, "quota_exceeded", format!("{detail}, and this one has as many"))
         }
+        Refused::FullPayload => ApiError::forbidden(detail),
         Refused::Sealed => ApiError::conflict("webhook_sealed", format!("{detail}: ENCRYPTION_KEY lacks its key")),
         Refused::Disabled => ApiError::conflict("webhook_disabled", "The webhook is disabled; enable it first"),
     }
@@ -128,6 +130,10 @@ pub async fn create_webhook(
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let new = NewWebhookBody::parse(&Object::body(body.raw())?)?;
+    if new.definition.payload == Payload::Full {
+        // It sends input and output of runs.
+        caller.must(Permission::RunsRead)?;
+    }
     let key = key.bound("create webhook", &caller, body.fingerprint());
     let context = caller.context(&app).with_key(key.as_ref());
     let created = |row: WebhookRow, secret: Option<String>| {
@@ -227,7 +233,8 @@ async fn change(
     if_match: Option<&crate::actions::IfMatch>,
     patch: WebhookPatch,
 ) -> Result<Response, ApiError> {
-    let row = webhooks::update(&app.pool, caller.context(app).with_if_match(if_match), id, patch).await?;
+    let context = caller.context(app).with_if_match(if_match);
+    let row = webhooks::update(&app.pool, context, id, patch, caller.may(Permission::RunsRead)).await?;
     tracing::info!(target: "api.routes.webhooks", webhook_id = %id, "Webhook updated");
     let revision = row.revision();
     Ok(etag::tagged(&revision, Json(show(app, caller, row).await?)))

@@ -5,12 +5,15 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgExecutor};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::fan_out::{self, Subscription};
+use super::{
+    FAN_OUT_MARGIN,
+    fan_out::{self, Subscription},
+};
 use crate::{
     db::{self, Error, Pool, webhook_events::EventRow},
     timestamp::Timestamp,
@@ -19,8 +22,6 @@ use crate::{
 
 /// Number of rows that a step reads.
 const PAGE: i64 = 500;
-/// A delivery has the time at which its transaction began, which may be before that of an event that it saw.
-const FAN_OUT_MARGIN: TimeDelta = TimeDelta::minutes(1);
 /// Maximum number of steps of a dry run, and the time after which it takes no further one: a request waits for it.
 const MAX_DRY_STEPS: usize = 400;
 const MAX_DRY_TIME: Duration = Duration::from_secs(5);

@@ -28,6 +28,7 @@ pub struct Claimed {
     pub organization_id: String,
     pub event_id: Uuid,
     pub event_type: String,
+    pub run_id: Option<String>,
     pub body: String,
     pub traceparent: Option<String>,
     pub depth: i32,
@@ -110,7 +111,11 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, places: &Places) ->
                     AND (s.ordering = 'none' OR NOT EXISTS (
                         SELECT FROM webhook_deliveries e
                         WHERE e.webhook_id = d.webhook_id AND e.run_id = d.run_id AND e.place < d.place
-                            AND e.push_id IS NOT DISTINCT FROM d.push_id AND e.state = 'pending'))
+                            AND e.push_id IS NOT DISTINCT FROM d.push_id AND e.state = 'pending')
+                        -- What a recovery has not come to yet may be an earlier event of the run.
+                        AND (d.run_id IS NULL OR NOT EXISTS (
+                            SELECT FROM webhook_replays r WHERE r.webhook_id = d.webhook_id AND r.ended_at IS NULL
+                                AND d.created_at > r.created_at - make_interval(secs => $11))))
                 ORDER BY d.due_at, d.place LIMIT s.free
             ) d
         ), shares AS (
@@ -132,7 +137,7 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, places: &Places) ->
                 due_at = t.at + make_interval(secs => $3)
             FROM taken t WHERE d.id = t.id AND d.created_at = t.created_at AND d.state = 'pending' AND d.due_at <= t.at
             RETURNING d.id, d.created_at, d.webhook_id, d.event_id, d.event_type, d.body, d.traceparent, d.depth,
-                d.attempts, d.schedule_from, d.is_single, d.is_test, d.lease, d.push_id, t.turn, t.served_at
+                d.attempts, d.schedule_from, d.is_single, d.is_test, d.lease, d.push_id, d.run_id, t.turn, t.served_at
         )
         SELECT c.*, w.organization_id, coalesce(p.url, w.url) AS url, coalesce(p.sealed, w.sealed) AS sealed, p.protocol
         FROM claimed c JOIN webhooks w ON w.id = c.webhook_id LEFT JOIN task_pushes p ON p.id = c.push_id
@@ -141,7 +146,8 @@ pub async fn claim(pool: &Pool, lead: Duration, lease: Uuid, places: &Places) ->
     let query = query.bind(MAX_ENDPOINTS).bind(schedule::MAX_TIMEOUTS).bind(places.free);
     let query = query.bind(places.held.keys().map(|(webhook, _)| *webhook).collect::<Vec<_>>());
     let query = query.bind(places.held.keys().map(|(_, organization)| organization.as_str()).collect::<Vec<_>>());
-    let query = query.bind(places.held.values().copied().collect::<Vec<_>>());
+    let query =
+        query.bind(places.held.values().copied().collect::<Vec<_>>()).bind(super::FAN_OUT_MARGIN.as_seconds_f64());
     db::in_transaction(pool, async |conn| {
         sqlx::query("SET LOCAL plan_cache_mode = force_generic_plan").execute(&mut *conn).await?;
         Ok(query.fetch_all(conn).await?)
@@ -204,7 +210,7 @@ struct Tally {
 impl Tally {
     fn add(&mut self, ended: Ended) {
         if ended.is_success() {
-            *self = Self { had_success: true, had_answer: true, ..Self::default() };
+            *self = Self { had_success: true, had_answer: true, is_gone: self.is_gone, ..Self::default() };
             return;
         }
         self.failures += 1;
@@ -341,4 +347,23 @@ async fn insert_attempts(conn: &mut PgConnection, lead: Duration, outcomes: &[Ou
         .execute(conn)
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_that_is_gone_stays_gone_whatever_arrives_beside_it() {
+        let tally = |statuses: &[u16]| {
+            let mut tally = Tally::default();
+            for status in statuses {
+                tally.add(Ended::Status(*status));
+            }
+            (tally.is_gone, tally.had_success, tally.failures)
+        };
+        assert_eq!(tally(&[410, 200]), (true, true, 0));
+        assert_eq!(tally(&[200, 410, 500]), (true, true, 2));
+        assert_eq!(tally(&[500, 200, 500]), (false, true, 1));
+    }
 }

@@ -217,6 +217,41 @@ async fn scopes_narrow_a_role(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]
+async fn who_may_not_read_runs_gets_none_by_a_webhook(pool: PgPool) {
+    let admin = Admin::start(&pool, &[("EGRESS_ALLOW", "127.0.0.0/8")]);
+    let body = json!({"name": "hooks", "role": "admin", "scopes": ["webhooks:read", "webhooks:write"]});
+    let (key, _) = admin.key(&body).await;
+    let send = async |method: &str, path: &str, body: Value| {
+        let headers = [("x-api-key", key.as_str()), ("content-type", "application/json")];
+        admin.service.send(method, &format!("/api/v1{path}"), &headers, body.to_string()).await
+    };
+    let hook =
+        |payload: &str| json!({"name": "h", "url": "http://127.0.0.1:9/", "event_types": ["*"], "payload": payload});
+    send("POST", "/webhooks", hook("full")).await.error(403);
+    let own = send("POST", "/webhooks", hook("thin")).await.expect(201);
+    let own = format!("/webhooks/{}", own["id"].as_str().expect("an id"));
+    send("PATCH", &own, json!({"payload": "full"})).await.error(403);
+    send("PUT", &own, hook("full")).await.error(403);
+    let full = admin.post("/api/v1/webhooks", &hook("full")).await.expect(201);
+    let full = format!("/webhooks/{}", full["id"].as_str().expect("an id"));
+    send("PATCH", &full, json!({"url": "http://127.0.0.1:7/"})).await.error(403);
+    send("PATCH", &full, json!({"payload": "thin"})).await.expect(200);
+    // Of what others send, it sees the values as asterisks.
+    let sql = "INSERT INTO webhook_deliveries (id, created_at, webhook_id, organization_id, event_id, event_type,
+                   event_at, body, state)
+               SELECT gen_random_uuid(), now(), id, 'default', gen_random_uuid(), 'run.completed', now(), $1, 'failed'
+               FROM webhooks LIMIT 1 RETURNING id::text";
+    let body = r#"{"type":"run.completed","data":{"run_id":"r","input":{"pin":1234},"output":[5]}}"#;
+    let id: String = sqlx::query_scalar(sql).bind(body).fetch_one(&pool).await.expect("a delivery");
+    let delivery = format!("/webhook-deliveries/{id}");
+    let data = |answer: Answer| answer.expect(200)["body"]["data"].clone();
+    let hidden = json!({"run_id": "r", "input": "********", "output": "********"});
+    assert_eq!(data(send("GET", &delivery, json!(null)).await), hidden);
+    let shown = json!({"run_id": "r", "input": {"pin": 1234}, "output": [5]});
+    assert_eq!(data(admin.get(&format!("/api/v1{delivery}")).await), shown);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
 async fn a_bound_key_knows_its_workflows_and_no_others(pool: PgPool) {
     let open = Service::start(&pool);
     open.agent("worker", "http://127.0.0.1:9/").await;

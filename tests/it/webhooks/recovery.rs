@@ -39,6 +39,34 @@ async fn what_was_held_is_sent_when_the_endpoint_is_enabled(pool: PgPool) {
     assert_eq!(actions, ["enable", "disable", "create"]);
 }
 
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn new_events_of_a_run_wait_for_those_that_were_held_if_the_endpoint_wants_an_order(pool: PgPool) {
+    let (service, receiver) = (Service::start(&pool), Receiver::content().await);
+    let webhook = create(&service, &receiver.url("/"), json!({"ordering": "per_run"})).await;
+    let workflow_id = service.one_step_workflow().await;
+    let run_id = service.execute(&workflow_id).await;
+    service.post(&format!("{}/disable", path(&webhook)), &json!({})).await.expect(200);
+    let happens = async |from: i32, to: i32| {
+        let sql = "SELECT count(record_event('default', 'run.waiting', $1, jsonb_build_object('n', n)))
+                   FROM generate_series($2::int, $3) n";
+        sqlx::query(sql).bind(&run_id).bind(from).bind(to).execute(&pool).await.expect("events");
+    };
+    happens(1, 10).await;
+    eventually("all are held", async || (in_state(&pool, "held").await == 10).then_some(())).await;
+    service
+        .post(&format!("{}/enable", path(&webhook)), &json!({"probe": false, "replay": "missing"}))
+        .await
+        .expect(200);
+    happens(11, 20).await;
+    let got = receiver.got("/", 20).await;
+    let order: Vec<i64> = got.iter().filter_map(|received| received.json()["data"]["n"].as_i64()).collect();
+    assert_eq!(order, (1..=20).collect::<Vec<i64>>());
+    // A run without a trace of its own has one all the same, which is that of everything that is sent about it.
+    let traces: std::collections::BTreeSet<_> =
+        got.iter().map(|received| received.header("traceparent").to_owned()).collect();
+    assert_eq!((traces.len(), traces.first().map(String::len)), (1, Some(55)), "{traces:?}");
+}
+
 /// Pitfall 15: a recovery skips nothing and does nothing twice, and its dry run has counted it.
 #[sqlx::test(migrator = "MIGRATOR")]
 async fn every_failure_is_recovered_once_and_as_many_as_the_dry_run_counts(pool: PgPool) {

@@ -237,6 +237,7 @@ async fn test(
         organization_id: organization.as_str().to_owned(),
         event_id,
         event_type: event_type.to_owned(),
+        run_id: None,
         body: body.clone(),
         traceparent: None,
         depth: 0,

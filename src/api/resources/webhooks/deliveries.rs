@@ -32,7 +32,7 @@ use crate::{
     event::wire_id,
     input::{self, Node, Object, request_object},
     timestamp::Timestamp,
-    webhook::envelope::without_callback,
+    webhook::envelope::{CALLBACK_URL, VALUES, masked},
 };
 
 /// Maximum number of attempts that are shown.
@@ -181,7 +181,8 @@ impl WebhookAttempt {
 pub struct WebhookDeliveryDetail {
     #[serde(flatten)]
     delivery: WebhookDelivery,
-    /// What is sent, byte by byte. Without `runs:write` a `callback_url` is replaced by asterisks.
+    /// What is sent, byte by byte. Without `runs:write` a `callback_url` is replaced by asterisks, and without `runs:read`
+    /// the input and the output of a run are.
     #[schema(value_type = HashMap<String, Value>)]
     body: Option<Box<RawValue>>,
     /// The latest 100 attempts, in their order.
@@ -281,8 +282,14 @@ async fn detail(app: &App, caller: &Caller, id: Uuid) -> Result<WebhookDeliveryD
     let row = deliveries::find(&app.pool, caller.organization(), id).await?.ok_or_else(no_delivery)?;
     let body = deliveries::body(&app.pool, id).await?.ok_or_else(no_delivery)?;
     let attempts = deliveries::attempts(&app.pool, id, MAX_ATTEMPTS).await?;
-    let sees_callbacks = caller.may(Permission::RunsWrite);
-    let shown = |body: Box<RawValue>| if sees_callbacks { body } else { without_callback(&body, MASK) };
+    let mut hidden = Vec::new();
+    if !caller.may(Permission::RunsWrite) {
+        hidden.push(CALLBACK_URL);
+    }
+    if !caller.may(Permission::RunsRead) {
+        hidden.extend(VALUES);
+    }
+    let shown = |body: Box<RawValue>| masked(&body, &hidden, MASK);
     Ok(WebhookDeliveryDetail {
         delivery: row.into(),
         body: RawValue::from_string(body).ok().map(shown),
