@@ -271,6 +271,82 @@ async fn a_backfill_outlives_a_death_after_any_statement(pool: PgPool) {
     assert!(statements.iter().filter(|statement| *statement == "COMMIT").count() > 1, "{statements:#?}");
 }
 
+/// Stores a workflow of one step with that flow control, starts so many runs of it, and leaves no process behind.
+async fn held_runs(scene: &Scene, flow: &Value, count: usize) {
+    let mut api = scene.direct.serve().await;
+    let workflow_id = scene.direct.chain("held", &["http://127.0.0.1:9/".to_owned()]).await;
+    let path = format!("{}/api/v1/workflows/{workflow_id}", scene.direct.url);
+    let answer = reqwest::Client::new().put(path).json(flow).send().await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    for _ in 0..count {
+        scene.direct.execute(&workflow_id).await.expect("accepted");
+    }
+    api.kill().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn slots_of_runs_outlive_a_death_after_any_statement(pool: PgPool) {
+    let scene = Scene::new(&pool).await;
+    held_runs(&scene, &json!({"concurrency": {"limit": 2}}), 6).await;
+    let end = "UPDATE workflow_runs SET status = 'COMPLETED', completed_at = now() AT TIME ZONE 'UTC'
+               WHERE flow_state = 'admitted' AND status = 'PENDING'";
+    scene.write(end).await;
+    let statements = scene
+        .die_after_each(
+            "DELETE FROM flow_wakes",
+            "SELECT NOT EXISTS (SELECT FROM workflow_runs WHERE status = 'PENDING')",
+            "SELECT count(*) FILTER (WHERE flow_state = 'admitted' AND status = 'PENDING') <= 2
+                 AND bool_and(flow_state = 'admitted' OR NOT EXISTS (
+                     SELECT FROM outbox o WHERE o.run_id = r.run_id)) FROM workflow_runs r",
+            end,
+        )
+        .await;
+    have_all(&statements, &["DELETE FROM flow_wakes", "INSERT INTO outbox", "COMMIT"]);
+    assert_eq!(scene.value::<i64>("SELECT count(*) FROM workflow_runs WHERE status = 'COMPLETED'").await, 6);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_debounced_run_outlives_a_death_after_any_statement(pool: PgPool) {
+    let scene = Scene::new(&pool).await;
+    held_runs(&scene, &json!({"debounce": {"period_seconds": 3600}, "concurrency": {"limit": 1}}), 4).await;
+    let due = "UPDATE workflow_runs SET flow_due = now() WHERE flow_due IS NOT NULL;
+               UPDATE flow_wakes SET due_at = now()";
+    scene.write(due).await;
+    let statements = scene
+        .die_after_each(
+            "DELETE FROM flow_wakes",
+            "SELECT count(*) = 1 FROM workflow_runs WHERE flow_state = 'admitted'",
+            "SELECT count(*) FILTER (WHERE status = 'PENDING') >= 1 AND count(*) FILTER (WHERE flow_state = 'admitted') <= 1
+                 AND bool_and((flow_state = 'replaced') = (status = 'CANCELLED')) FROM workflow_runs",
+            due,
+        )
+        .await;
+    have_all(&statements, &["DELETE FROM flow_wakes", "INSERT INTO outbox", "COMMIT"]);
+    assert_eq!(scene.value::<i64>("SELECT count(*) FROM workflow_runs WHERE flow_state = 'replaced'").await, 3);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_missed_deadline_outlives_a_death_after_any_statement(pool: PgPool) {
+    let scene = Scene::new(&pool).await;
+    held_runs(&scene, &json!({"deadline_seconds": 3600, "deadline_action": "cancel"}), 1).await;
+    scene.write("INSERT INTO event_topics (topic) VALUES ('events')").await;
+    let due = "UPDATE workflow_runs SET deadline_due_at = now() WHERE deadline_due_at IS NOT NULL";
+    scene.write(due).await;
+    let statements = scene
+        .die_after_each(
+            "'run.deadline_missed', run_id",
+            "SELECT status = 'CANCELLED' FROM workflow_runs",
+            "SELECT (SELECT count(*) FROM webhook_events WHERE event_type = 'run.deadline_missed')
+                 = (deadline_missed_at IS NOT NULL)::int
+                 AND (SELECT count(*) FROM webhook_events WHERE event_type = 'run.cancelled')
+                 = (status = 'CANCELLED')::int FROM workflow_runs",
+            due,
+        )
+        .await;
+    have_all(&statements, &["record_event", "COMMIT"]);
+    assert!(scene.value::<bool>("SELECT status = 'CANCELLED' FROM workflow_runs").await);
+}
+
 /// Whoever sends a delivery repeats it until it is acknowledged.
 #[sqlx::test(migrations = false)]
 async fn a_delivery_outlives_a_death_after_any_statement(pool: PgPool) {
