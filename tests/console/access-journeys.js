@@ -138,4 +138,40 @@ export function accessJourneys(context, at) {
             await open.stop();
         }
     });
+
+    test("a view of the organisation is changed only by whoever may, and views that cannot be read say so", async () => {
+        const { page, made, service } = context();
+        const { id } = await service.call("POST", "/views", { screen: "runs", name: "for all", query: "status=FAILED", shared: true });
+        await page.fresh();
+        await page.signIn(made.viewer, "/console/runs");
+        await page.press("Save view");
+        await page.fill("Store it as", id);
+        const refused = await page.browser.until(`(() => { const found = [...document.querySelectorAll("dialog button")].filter((one) => /^(Save|Delete)/.test(one.innerText)); return found.length === 2 && found.map((one) => [one.ariaDisabled, one.title]); })()`, "the buttons");
+        assert.deepEqual(refused, [["true", "Needs workflows:write: editor, admin"], ["true", "Needs workflows:write: editor, admin"]]);
+        await page.fill("Store it as", "");
+        await page.fill("Name of the view", "my own");
+        await page.press("Save", "dialog button");
+        await page.browser.until("!document.querySelector('dialog')", "the end of the dialog");
+        await failing("*/api/v1/views?*", async () => {
+            await page.go("/console/runs");
+            await page.browser.until("document.querySelector('.actions .problem')?.innerText.includes('out of order')", "why there are no views");
+        });
+        await service.call("DELETE", `/views/${id}`);
+        await page.fresh();
+    });
+
+    /** What is done while requests of this kind fail. @param {string} pattern @param {() => Promise<void>} work @param {number} [code] @param {any} [body] */
+    const failing = async (pattern, work, code = 500, body = { detail: "out of order" }) => {
+        const { page } = context();
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: pattern }] });
+        const stop = page.browser.on("Fetch.requestPaused", ({ requestId }) => page.browser.call("Fetch.fulfillRequest", { requestId, responseCode: code,
+            responseHeaders: [{ name: "content-type", value: "application/json" }], body: Buffer.from(JSON.stringify(body)).toString("base64") }));
+        try {
+            await work();
+        } finally {
+            stop();
+            await page.browser.call("Fetch.disable");
+            page.browser.complaints.splice(0);
+        }
+    };
 }

@@ -184,6 +184,9 @@ export function runJourneys(context, at) {
         await page.browser.until("document.querySelector('#views').selectedOptions[0].innerText === 'finished orders'", "the changed view");
         await page.press("Save view");
         await page.press("Delete finished orders");
+        await page.press("Keep it", "dialog button");
+        await page.press("Delete finished orders");
+        await page.press("Delete", "dialog button");
         await page.browser.until("!document.querySelector('#views')", "the end of the view");
         await page.go("/console");
         await page.browser.until("document.querySelectorAll('.hours li').length === 24", "a column for each hour");

@@ -1,12 +1,12 @@
 // Saved views of the list of runs: one's own, and the organisation's.
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Choice, Finish, Line } from "../parts/form.js";
+import { Choice, Finish, Line, Sure } from "../parts/form.js";
 import { valueOf } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
 import { go, place, to } from "../parts/router.js";
 import { can, needs } from "../parts/session.js";
-import { Action, Dialog, say } from "../parts/ui.js";
+import { Action, Dialog, Problem, say } from "../parts/ui.js";
 
 /** What a view keeps: the address, with the columns that are shown. @param {URLSearchParams} query @param {string[]} columns */
 function kept(query, columns) {
@@ -29,7 +29,7 @@ export function SavedViews({ columns }) {
         const view = items.find((one) => one.id === valueOf(event));
         go(to("runs") + (view?.query ? `?${view.query}` : ""));
     };
-    return html`${items.length > 0 && html`<label class="sr" for="views">Saved view</label><select id="views" class="views" value=${current?.id ?? ""} onChange=${choose}>
+    return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />${items.length > 0 && html`<label class="sr" for="views">Saved view</label><select id="views" class="views" value=${current?.id ?? ""} onChange=${choose}>
             <option value="" selected=${!current}>Views…</option>${items.map((view) => html`<option key=${view.id} value=${view.id}
                 selected=${view === current}>${view.name}${view.shared ? " (shared)" : ""}</option>`)}</select>`}
         <button type="button" class="quiet" onClick=${() => setOpen(true)}>Save view</button>
@@ -41,6 +41,8 @@ function Save({ views, current, query, onClose, done }) {
     const [chosen, setChosen] = useState(current);
     const [name, setName] = useState(current?.name ?? "");
     const [shared, setShared] = useState(false);
+    const [deleting, setDeleting] = useState(false);
+    const permission = (chosen ?? { shared }).shared ? "workflows:write" : "runs:read";
     const choose = (/** @type {string} */ id) => {
         const view = views.find((one) => one.id === id) ?? null;
         setChosen(view);
@@ -64,6 +66,8 @@ function Save({ views, current, query, onClose, done }) {
         <${Line} id="view-name" label="Name of the view" value=${name} maxlength="100" change=${setName} />
         ${!chosen && html`<label class="check"><input type="checkbox" checked=${shared} disabled=${!can("workflows:write")} onChange=${() => setShared(!shared)} /> For the whole organisation
             ${!can("workflows:write") && html` <span class="faint">${needs("workflows:write")}</span>`}</label>`}
-        ${chosen && html`<p><${Action} kind="danger" onClick=${remove}>Delete ${chosen.name}</${Action}></p>`}
-        <${Finish} work=${save} disabled=${!name.trim()} onClose=${onClose}>Save</${Finish}></${Dialog}>`;
+        ${chosen && html`<p><${Action} kind="danger" permission=${permission} onClick=${() => setDeleting(true)}>Delete ${chosen.name}</${Action}></p>`}
+        <${Finish} work=${save} permission=${permission} disabled=${!name.trim()} onClose=${onClose}>Save</${Finish}></${Dialog}>
+        ${deleting && html`<${Sure} title=${`Delete ${chosen.name}`} text=${chosen.shared ? "Nobody of the organisation has it any more." : "Its filters and columns are lost."}
+            permission=${permission} action="Delete" work=${remove} onClose=${() => setDeleting(false)} />`}`;
 }
