@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { lanesOf, layout, NODE } from "../../src/console/assets/parts/layout.js";
-import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, toCsv } from "../../src/console/assets/parts/run-list.js";
+import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, tookMs, toCsv, unread } from "../../src/console/assets/parts/run-list.js";
 import { illness, limitWords, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
 import { withEntry, withPage } from "../../src/console/assets/parts/log.js";
 import { pages } from "../../src/console/assets/parts/load.js";
@@ -257,4 +257,18 @@ test("pages are read one after the other, and no more than are wanted", async ()
     };
     assert.deepEqual(await pages(read, 100), { items: [null, 2, "b", 2, "c", 2], isCut: false });
     assert.deepEqual([await pages(read, 3), asked.splice(3)], [{ items: [null, 2, "b", 2], isCut: true }, [null, "b"]]);
+});
+
+test("open runs that a page does not have any more are read by themselves, a few at a time, and then are what they are", () => {
+    const row = (id, status = "RUNNING") => ({ id, created_at: "2026-11-29T11:00:00Z", updated_at: "2026-11-29T11:00:05Z", status });
+    const shown = [row("ended", "COMPLETED"), row("there"), ...Array.from({ length: 12 }, (_, index) => row(`r${index}`, index % 2 ? "PENDING" : "RUNNING"))];
+    const turns = [0, 1].map((turn) => unread(shown, [row("there")], turn).map((run) => run.id));
+    assert.deepEqual(turns.map((ids) => ids.length), [10, 10]);
+    assert.deepEqual(new Set(turns.flat()), new Set(Array.from({ length: 12 }, (_, index) => `r${index}`)));
+    assert.deepEqual(unread([row("a", "FAILED")], [], 3), []);
+    const ended = renewed(row("a"), { ...row("a", "CANCELLED"), output_data: { large: true } });
+    assert.deepEqual(compareRows([row("a"), row("b")], [row("b")], [ended]), { fresh: 0, rows: [row("a", "CANCELLED"), row("b")] });
+    // What is deleted has no duration that grows.
+    const deleted = renewed(row("a"), null);
+    assert.deepEqual([deleted.status, allows(deleted, "cancel"), allows(deleted, "retry"), tookMs(deleted, NOW)], ["DELETED", false, false, 5000]);
 });

@@ -249,6 +249,52 @@ export function runJourneys(context, at) {
         await page.sees(".panel");
         await page.browser.until("document.activeElement === document.querySelector('.panel h2')", "the keyboard in the panel");
     });
+
+    const waiting = (/** @type {import("./service.js").Service} */ service) => service.call("POST", "/workflow-names/approval/execute", { input_data: {} });
+    const statusOf = (/** @type {string} */ id) => `document.querySelector('tr[data-row] a[title="${id}"]').closest("tr").querySelector(".status").innerText`;
+
+    test("what is being typed in a filter stays while the list is drawn again, and no row moves below the pointer", async () => {
+        const { page, service } = context();
+        await at("/console/runs?cols=run,workflow,status&name=approval");
+        await page.sees("tr[data-row]");
+        const top = "document.querySelector('tr[data-row]').getBoundingClientRect().top";
+        const before = await page.browser.evaluate(top);
+        const field = "document.querySelector('#filter-name_prefix')";
+        await page.browser.evaluate(`${field}.focus()`);
+        await page.browser.call("Input.insertText", { text: "app" });
+        const run = await waiting(service);
+        await page.reads("1 new run: show");
+        assert.equal(await page.browser.evaluate(`${field}.value`), "app");
+        assert.equal(await page.browser.evaluate(top), before, "the announcement has moved the rows");
+        await page.press("1 new run: show");
+        await page.browser.until(statusOf(run.id), "the new run");
+        await page.browser.until("location.search.includes('name_prefix=app')", "what was typed, when the keyboard had left it");
+        await page.browser.evaluate("document.querySelector('tr[data-row] input').click()");
+        await page.reads("1 selected");
+        assert.equal(await page.browser.evaluate(top), before, "the selection has moved the rows");
+        // The filter follows the address.
+        await page.browser.evaluate("history.back()");
+        await page.browser.until(`${field}.value === ""`, "the filter of the address");
+        await service.call("POST", `/runs/${run.id}/cancel`, {});
+    });
+
+    test("a run that ends leaves no running row: not in a list of running ones, and not on a later page", async () => {
+        const { page, service } = context();
+        const [first, second] = [await waiting(service), await waiting(service)];
+        await at("/console/runs?cols=run,status&name=approval&status=PENDING,RUNNING");
+        await page.browser.until(`/running|pending/.test(${statusOf(first.id)})`, "the run");
+        await service.call("POST", `/runs/${first.id}/cancel`, {});
+        await page.browser.until(`${statusOf(first.id)} === "cancelled"`, "the end of the run in its row");
+        await at("/console/runs?cols=run,status&name=approval&page_size=1");
+        const third = await waiting(service);
+        await page.go("/console/runs?cols=run,status&name=approval&page_size=1");
+        await page.browser.until(statusOf(third.id), "the first page");
+        await page.press("Next");
+        await page.browser.until(statusOf(second.id), "the second page");
+        await service.call("POST", `/runs/${second.id}/cancel`, {});
+        await page.browser.until(`${statusOf(second.id)} === "cancelled"`, "the end of the run on the second page");
+        await service.call("POST", `/runs/${third.id}/cancel`, {});
+    });
 }
 
 /** From nothing to a run, and without the service. @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, made: any }} context */

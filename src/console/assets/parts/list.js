@@ -1,5 +1,5 @@
 // Lists by keyset: a page, its neighbours, and the table around it.
-import { html, use, useLayoutEffect, useRef } from "./runtime.js";
+import { html, use, useEffect, useLayoutEffect, useRef, useState } from "./runtime.js";
 import { useGet } from "./load.js";
 import { place, setQuery } from "./router.js";
 import { counted, fromField, toField } from "./time.js";
@@ -67,8 +67,19 @@ export function Filter({ name, label, value, change, options, search, type, plac
     return html`<div class="filter"><label for=${id}>${label}</label>${options
         ? html`<select id=${id} value=${value} onChange=${typed(change)}>
             ${options.map(([key, title]) => html`<option key=${key} value=${key} selected=${key === value}>${title}</option>`)}</select>`
-        : html`<input id=${id} type=${type ?? "search"} value=${value} placeholder=${placeholder ?? ""} data-search=${search ? "" : undefined}
-            onChange=${(/** @type {any} */ event) => change(valueOf(event).trim())} />`}</div>`;
+        : html`<${Typing} id=${id} type=${type ?? "search"} value=${value} placeholder=${placeholder ?? ""} data-search=${search ? "" : undefined} change=${change} />`}</div>`;
+}
+
+/** What is typed stays when the list is drawn again, and counts when it is complete.
+ * @param {{ value: string, change: (value: string) => void } & Record<string, unknown>} props */
+export function Typing({ value, change, ...rest }) {
+    const [text, setText] = useState(value);
+    useEffect(() => setText(value), [value]);
+    const commit = (/** @type {string} */ given) => {
+        setText(given.trim());
+        if (given.trim() !== value) change(given.trim());
+    };
+    return html`<input ...${rest} value=${text} onInput=${typed(setText)} onChange=${typed(commit)} />`;
 }
 
 /** Filters of a list whose names are those in the address. @param {string[]} names */

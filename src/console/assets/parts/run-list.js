@@ -59,8 +59,7 @@ export function cell(run, column) {
 
 /** @param {any} run @param {number} now */
 export function tookMs(run, now) {
-    const end = run.completed_at ?? run.cancelled_at;
-    if (!end && run.status === "FAILED") return span(run.created_at, run.updated_at, now);
+    const end = run.completed_at ?? run.cancelled_at ?? (allows(run, "cancel") ? null : run.updated_at);
     return span(run.created_at, end, now);
 }
 
@@ -87,11 +86,28 @@ export function allows(run, action) {
     }
 }
 
-/** What a newer first page means for the one that is shown. @param {any[]} shown @param {any[]} latest */
-export function compareRows(shown, latest) {
+/** The end of a long id. @param {string} id */
+export const shortId = (id) => (id.length > 20 ? `…${id.slice(-12)}` : id);
+
+/** Rows of a look that are read by their ids. */
+const FEW = 10;
+
+/** The open runs that the page does not have any more, because they match its filters no longer or newer ones are in their place: a few of
+ * them, others with each turn. @param {any[]} shown @param {any[]} latest @param {number} turn */
+export function unread(shown, latest, turn) {
+    const known = new Set(latest.map((run) => run.id));
+    const open = shown.filter((run) => allows(run, "cancel") && !known.has(run.id));
+    return open.slice(0, FEW).map((_, index) => open[(turn * FEW + index) % open.length]);
+}
+
+/** A row with what is known of its run now; null: there is no such run any more. @param {any} row @param {any} run */
+export const renewed = (row, run) => (run ? Object.fromEntries(Object.keys(row).map((name) => [name, name in run ? run[name] : row[name]])) : { ...row, status: "DELETED" });
+
+/** What the page, read again, means for the one that is shown. @param {any[]} shown @param {any[]} latest @param {any[]} [others] rows that were read by their ids */
+export function compareRows(shown, latest, others = []) {
     const known = new Set(shown.map((run) => run.id));
     const newest = shown[0]?.created_at ?? "";
     const fresh = latest.filter((run) => !known.has(run.id) && run.created_at >= newest).length;
-    const byId = new Map(latest.map((run) => [run.id, run]));
+    const byId = new Map([...latest, ...others].map((run) => [run.id, run]));
     return { fresh, rows: shown.map((run) => byId.get(run.id) ?? run) };
 }

@@ -49,8 +49,8 @@ export function Bulk({ action, runs, onClose, done }) {
             <button type="button" onClick=${done}>Close</button>`
         : html`<p>${able.length} of ${amount(runs.length, "selected runs")} would be ${DONE[action]}.
             ${able.length < runs.length ? " The others are in another state." : ""}</p>
-            <ul class="plain">${able.slice(0, 20).map((run) => html`<li key=${run.id}>${run.workflow_name}
-                <span class="mono faint"> ${run.id}</span></li>`)}</ul>
+            <ul class="plain">${able.slice(0, 20).map((run) => html`<li key=${run.id}><span>${run.workflow_name}</span>
+                <span class="mono faint"> ${run.id}</span></li>`)}${able.length > 20 && html`<li>and ${able.length - 20} more</li>`}</ul>
             <div class="buttons"><${Action} kind="primary" permission="runs:write" onClick=${work}>${action} ${able.length}</${Action}>
             <button type="button" onClick=${onClose}>Keep them</button></div>`}</${Dialog}>`;
 }

@@ -1,8 +1,8 @@
 import { html, use, useEffect, useRef, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
 import { Between, Filter, Pager, Table, typed, usePage } from "../parts/list.js";
-import { pages, useEvery } from "../parts/load.js";
-import { allows, cell, COLUMNS, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, STATUSES, toCsv, toJson, took }
+import { each, pages, useEvery } from "../parts/load.js";
+import { allows, cell, COLUMNS, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, shortId, STATUSES, toCsv, toJson, took, unread }
     from "../parts/run-list.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { columns as lastColumns, now } from "../parts/settings.js";
@@ -33,7 +33,7 @@ export function Runs() {
         const given = query.get("cols");
         if (given) lastColumns.value = given;
     }, [query.get("cols")]);
-    const fresh = useLive(loaded, asked, !query.get("cursor") && (filters["sort_by"] ?? "created_at") === "created_at" && filters["sort_order"] !== "asc");
+    const fresh = useLive(loaded, { ...asked, cursor: query.get("cursor") }, !query.get("cursor") && (filters["sort_by"] ?? "created_at") === "created_at" && filters["sort_order"] !== "asc");
     const items = loaded.data?.items ?? [];
     const change = (/** @type {string} */ name) => (/** @type {string} */ value) => setQuery({ [name]: value, cursor: null });
     const all = items.length > 0 && items.every((/** @type {any} */ run) => chosen.has(run.id));
@@ -45,15 +45,13 @@ export function Runs() {
         loaded.reload();
     };
     const picked = items.filter((/** @type {any} */ run) => chosen.has(run.id));
-    return html`<${Head} title="Runs">
-        ${picked.length === 2 && html`<a class="button" href=${`${to("compare")}?a=${picked[0].id}&b=${picked[1].id}`}>Compare</a>`}
-        <${SavedViews} columns=${columns} /><button type="button" class="quiet" onClick=${() => setChoosing(true)}>Columns</button>
+    return html`<${Head} title="Runs"><${SavedViews} columns=${columns} /><button type="button" class="quiet" onClick=${() => setChoosing(true)}>Columns</button>
         <button type="button" class="quiet" onClick=${() => setExporting(true)}>Export</button>
         <${Action} kind="quiet" permission="runs:write" onClick=${() => setActing(true)}>Act on all</${Action}></${Head}>
         <${Filters} filters=${filters} change=${change} />
-        ${picked.length > 0 && html`<${Selection} runs=${picked} done=${() => (setChosen(new Set()), loaded.reload())} />`}
-        <div class="fresh" aria-live="polite">${fresh > 0 && html`<button type="button" class="primary" onClick=${show}>
-            ${fresh === size ? `${size} or more` : fresh} new ${fresh === 1 ? "run" : "runs"}: show</button>`}</div>
+        <div class="news">${picked.length > 0 && html`<${Selection} runs=${picked} done=${() => (setChosen(new Set()), loaded.reload())} />`}
+            <div aria-live="polite">${fresh > 0 && html`<button type="button" class="primary" onClick=${show}>
+                ${fresh === size ? `${size} or more` : fresh} new ${fresh === 1 ? "run" : "runs"}: show</button>`}</div></div>
         ${loaded.error ? html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`
             : !loaded.data ? html`<${Loading} what="runs" />`
             : !items.length && !loaded.data.next_cursor && !loaded.data.prev_cursor ? html`<${NoRuns} filtered=${Object.keys(filters).length > 0} />`
@@ -84,15 +82,24 @@ function useLive(loaded, query, isNewest) {
     const shown = useRef(data);
     shown.current = data;
     const isLooking = useRef(false);
-    useEvery(isNewest && Boolean(data), LOOK_MS, async () => {
+    const turn = useRef(0);
+    useEvery(Boolean(data) && (isNewest || data.items.some((/** @type {any} */ run) => allows(run, "cancel"))), LOOK_MS, async () => {
         if (isLooking.current) return;
         isLooking.current = true;
         try {
             const latest = await api("GET", "/runs", { query, quiet: true });
+            const others = await each(unread(data.items, latest.items, turn.current++), 4, async (row) => {
+                try {
+                    return renewed(row, await api("GET", "/runs/{run_id}", { path: { run_id: row.id }, quiet: true }));
+                } catch (error) {
+                    if (/** @type {any} */ (error).status !== 404) throw error;
+                    return renewed(row, null);
+                }
+            });
             // Something else was read meanwhile, or the screen was left.
             if (shown.current !== data) return;
-            const compared = compareRows(data.items, latest.items);
-            setFresh(compared.fresh);
+            const compared = compareRows(data.items, latest.items, others);
+            if (isNewest) setFresh(compared.fresh);
             if (JSON.stringify(compared.rows) !== JSON.stringify(data.items)) loaded.set({ ...data, items: compared.rows });
         } catch (error) {
             // The next look says whether it is over; what is shown stays.
@@ -126,7 +133,7 @@ function Filters({ filters, change }) {
             options=${[["created_at desc", "newest first"], ["created_at asc", "oldest first"], ["updated_at desc", "last changed"],
                 ["completed_at desc", "last completed"]]} />
         ${rest.map(([name, text]) => html`<button type="button" key=${name} class="chip on" title="Remove this filter"
-            onClick=${() => change(name)("")}>${name}: ${text} <span aria-hidden="true">✕</span><span class="sr"> remove</span></button>`)}</div>`;
+            onClick=${() => change(name)("")}>${name}: <span>${text}</span> <span aria-hidden="true">✕</span><span class="sr"> remove</span></button>`)}</div>`;
 }
 
 /** @param {{ run: any, columns: string[], chosen: boolean, toggle: () => void }} props */
@@ -157,11 +164,6 @@ function Cell({ run, name }) {
     }
 }
 
-/** @param {string} id */
-export function shortId(id) {
-    return id.length > 20 ? `…${id.slice(-12)}` : id;
-}
-
 /** @param {{ filtered: boolean }} props */
 function NoRuns({ filtered }) {
     if (filtered) return html`<${Empty}>No run matches these filters.</${Empty}>`;
@@ -177,7 +179,7 @@ function Selection({ runs, done }) {
             const count = runs.filter((run) => allows(run, name)).length;
             return html`<${Action} key=${name} permission="runs:write" disabled=${count === 0} onClick=${() => setAction(name)}>
                 ${name[0]?.toUpperCase()}${name.slice(1)} ${count}</${Action}>`;
-        })}${action && html`<${Bulk} action=${action} runs=${runs} onClose=${() => setAction("")} done=${done} />`}</div>`;
+        })}${runs.length === 2 && html`<a class="button" href=${`${to("compare")}?a=${runs[0].id}&b=${runs[1].id}`}>Compare</a>`}${action && html`<${Bulk} action=${action} runs=${runs} onClose=${() => setAction("")} done=${done} />`}</div>`;
 }
 
 /** @param {{ columns: string[], runs: any[], onClose: () => void }} props */
