@@ -287,4 +287,28 @@ export function liveJourneys(context, at) {
         await page.fresh();
         page.browser.complaints.splice(0);
     });
+
+    test("back and forward lead to the place in the page that was left", async () => {
+        const { page } = context();
+        await at("/console/runs?page_size=100&cols=run");
+        await page.browser.until("document.querySelectorAll('tr[data-row]').length > 20", "a long list");
+        await page.browser.evaluate("scrollTo(0, 400)");
+        await page.browser.evaluate("document.querySelectorAll('tr[data-row] a')[15].click()");
+        await page.browser.until("location.pathname.includes('/runs/') && document.querySelector('.run-words') && scrollY === 0", "the run, from its top");
+        await page.browser.evaluate("history.back()");
+        await page.browser.until("document.querySelectorAll('tr[data-row]').length > 20 && scrollY === 400", "the place in the list");
+        assert.equal(await page.browser.evaluate("document.activeElement.tagName"), "H1");
+        // Once it is there, the page is whose it is.
+        await page.browser.call("Input.dispatchMouseEvent", { type: "mouseWheel", x: 600, y: 400, deltaX: 0, deltaY: -150 });
+        await page.browser.until("scrollY < 400", "the wheel");
+        await page.browser.evaluate("history.forward()");
+        await page.browser.until("location.pathname.includes('/runs/') && document.querySelector('.run-words') && scrollY === 0", "the run again");
+        const loaded = page.browser.next("Page.loadEventFired");
+        await page.browser.evaluate("history.back()");
+        await page.browser.until("document.querySelectorAll('tr[data-row]').length > 20 && scrollY > 0", "the list");
+        const there = await page.browser.evaluate("scrollY");
+        await page.browser.call("Page.reload");
+        await loaded;
+        await page.browser.until(`document.querySelectorAll('tr[data-row]').length > 20 && scrollY === ${there}`, "the place after the page was loaded again");
+    });
 }

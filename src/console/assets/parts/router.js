@@ -23,14 +23,57 @@ function read() {
 
 export const place = signal(read());
 
+/** Time without a scroll after which the place in the page is kept. */
+const STILL_MS = 150;
+/** Time for which a place that was come back to is held, while the page grows; at most, if it never gets as long again. */
+const HELD_MS = 1000;
+const PATIENCE_MS = 15_000;
+
+/** How far down the page was when it was left, until it is there again. @type {number | null} */
+let due = null;
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let keeping;
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let holding;
+
+/** Keeps how far down the page is in its entry of the history. */
+function keep() {
+    clearTimeout(keeping);
+    if (due === null && history.state?.y !== scrollY) history.replaceState({ y: scrollY }, "");
+}
+
+const letGo = () => void (due = null);
+
+/** Again and again while the page grows: what it was long with comes later than itself. */
+function hold() {
+    if (due === null) return;
+    scrollTo(0, due);
+    if (Math.abs(scrollY - due) > 1) return;
+    clearTimeout(holding);
+    holding = setTimeout(letGo, HELD_MS);
+}
+
+/** To where this entry of the history was left. */
+function comeBack() {
+    clearTimeout(keeping);
+    clearTimeout(holding);
+    due = history.state?.y ?? null;
+    holding = setTimeout(letGo, PATIENCE_MS);
+    requestAnimationFrame(hold);
+}
+
 /** @param {string} to @param {{ replace?: boolean }} [how] */
 export function go(to, how = {}) {
     const address = to.startsWith(BASE) ? to : BASE + (to === "/" ? "" : to);
     // With another query the screen stays.
     const stays = new URL(address, location.origin).pathname === location.pathname;
     if (!how.replace && !stays && !mayLeave()) return;
-    if (how.replace) history.replaceState(null, "", address);
-    else history.pushState(null, "", address);
+    if (how.replace || address === place.value.full) history.replaceState(history.state, "", address);
+    else {
+        keep();
+        due = null;
+        history.pushState({ y: stays ? scrollY : 0 }, "", address);
+    }
     const before = place.value.path;
     place.value = read();
     if (place.value.path !== before) scrollTo(0, 0);
@@ -71,13 +114,22 @@ export function useGuard(isChanged, isDialog = false) {
 /** Links below /console stay in this page, and "back" works. */
 export function startRouter() {
     let shown = place.value.full;
+    history.scrollRestoration = "manual";
+    comeBack();
+    addEventListener("scroll", () => {
+        clearTimeout(keeping);
+        keeping = setTimeout(keep, STILL_MS);
+    }, { passive: true });
+    new ResizeObserver(hold).observe(document.body);
+    for (const act of ["wheel", "touchmove", "pointerdown", "keydown"]) addEventListener(act, letGo, { passive: true, capture: true });
     addEventListener("popstate", () => {
         // A jump within the page.
-        if (location.pathname + location.search === shown) return;
+        if (location.pathname + location.search === shown) return comeBack();
         if (!mayLeave()) {
-            history.pushState(null, "", shown);
+            history.pushState({ y: scrollY }, "", shown);
             return;
         }
+        comeBack();
         place.value = read();
     });
     place.subscribe((value) => void (shown = value.full));
