@@ -311,4 +311,25 @@ export function liveJourneys(context, at) {
         await loaded;
         await page.browser.until(`document.querySelectorAll('tr[data-row]').length > 20 && scrollY === ${there}`, "the place after the page was loaded again");
     });
+
+    test("home is read again while it is seen, and says how much more there is", async () => {
+        const { page, service } = context();
+        await service.call("POST", "/organizations", { id: "overnight", name: "Overnight" });
+        const { key } = await service.call("POST", "/api-keys", { name: "first of overnight", role: "admin", organization_id: "overnight" });
+        await page.fresh();
+        await page.signIn(key, "/console");
+        await page.reads("There are none.");
+        for (let count = 0; count < 10; count++) {
+            await service.call("POST", "/triggers", { name: `paused ${count}`, kind: "schedule", workflow_name: "nothing", enabled: false, config: { every: "PT1H" } }, key);
+        }
+        await page.reads("and 2 more");
+        await page.reads("10 triggers");
+        await page.browser.evaluate(hide(true));
+        await service.call("POST", "/triggers", { name: "seen later", kind: "schedule", workflow_name: "nothing", enabled: false, config: { every: "PT1H" } }, key);
+        await page.browser.evaluate(hide(false));
+        await page.reads("and 3 more");
+        await page.press("11 triggers", "a");
+        await page.browser.until("location.pathname.endsWith('/triggers')", "the triggers");
+        await page.fresh();
+    });
 }

@@ -116,7 +116,13 @@ export function useEvery(isOn, ms, work) {
     latest.current = work;
     useEffect(() => {
         if (!isOn) return undefined;
-        const timer = setInterval(() => document.hidden || ended.peek() || latest.current(), ms);
-        return () => clearInterval(timer);
+        const turn = () => document.hidden || ended.peek() || latest.current();
+        const timer = setInterval(turn, ms);
+        // What was not seen for a while is old.
+        document.addEventListener("visibilitychange", turn);
+        return () => {
+            clearInterval(timer);
+            document.removeEventListener("visibilitychange", turn);
+        };
     }, [isOn, ms]);
 }

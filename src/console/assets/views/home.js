@@ -1,7 +1,7 @@
 import { html, use, useLayoutEffect, useRef } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
 import { Table } from "../parts/list.js";
-import { each, useGet, useLoad } from "../parts/load.js";
+import { each, useEvery, useGet, useLoad } from "../parts/load.js";
 import { BASE, to } from "../parts/router.js";
 import { STATUSES, took } from "../parts/run-list.js";
 import { can, isOperator, session } from "../parts/session.js";
@@ -11,9 +11,33 @@ import { illness, LOOKS, named } from "../parts/hooks.js";
 import { Bar, Empty, Head, Legend, Problem, Retried, Status, Time } from "../parts/ui.js";
 
 const HOUR_MS = 3_600_000;
+const LOOK_MS = 30_000;
+/** What is wrong, of each kind. */
+const SHOWN = 8;
+
+/** Read again while it is seen. @param {string | null} path @param {import("../parts/api.js").Options} [options] */
+function useFresh(path, options) {
+    const loaded = useGet(path, options);
+    useEvery(path !== null, LOOK_MS, loaded.reload);
+    return loaded;
+}
+
+/** The first ones of a list, and how many more there are at `href`. @param {{ items: any[], href: string, children: (item: any) => any }} props */
+function First({ items, href, children }) {
+    return html`<ul class="plain">${items.slice(0, SHOWN).map(children)}${items.length > SHOWN && html`<li><a href=${href}>and ${items.length - SHOWN} more</a></li>`}</ul>`;
+}
+
+/** How many of a list there are, where they are seen, and that nothing is wrong. @param {{ data: any, wrong: any[], what: string, well: string, href: string }} props */
+function Total({ data, wrong, what, well, href }) {
+    if (!data) return null;
+    const looked = data.next_cursor ? `the first ${data.items.length}` : "all";
+    return html`<p class="faint">${!data.total ? "There are none." : html`<a href=${href}>${data.total_is_exact ? "" : "more than "}${counted(data.total, what)}</a>${
+        wrong.length ? data.next_cursor && `; ${looked} are looked at` : `; ${looked} ${well}`}`}</p>`;
+}
 
 export function Home() {
-    use(session);
+    const bound = use(session)?.workflows;
+    if (bound) return html`<${Head} title="Home" /><p>The key is bound to workflows, and sees only these and their runs: ${bound.join(", ")}.</p>`;
     return html`<${Head} title="Home" />
         ${can("runs:read") ? html`<${Counts} /><${OverTime} />` : html`<p>Choose a screen.</p>`}
         <div class="columns">${can("runs:read") && html`<${Backlog} />`}${can("runs:write") && html`<${Approvals} />`}${can("workflows:read") && html`<${Triggers} />`}
@@ -25,17 +49,18 @@ function Counts() {
         const page = await api("GET", "/runs", { query: { status, page_size: 1 }, signal });
         return { status, total: page.total, exact: page.total_is_exact };
     }), []);
+    useEvery(true, LOOK_MS, loaded.reload);
     return html`<${Problem} error=${loaded.error} retry=${loaded.reload} /><ul class="tiles" aria-label="Runs by status">
         ${STATUSES.map((status, index) => {
             const count = loaded.data?.[index];
             return html`<li key=${status}><a class="tile" href=${`${to("runs")}?status=${status}`}><${Status} status=${status} />
-                <strong>${count ? `${figure(count.total)}${count.exact ? "" : "+"}` : "…"}</strong></a></li>`;
+                <strong>${count ? `${figure(count.total)}${count.exact ? "" : "+"}` : loaded.error ? "–" : "…"}</strong></a></li>`;
         })}</ul>`;
 }
 
 /** A column for each hour, which leads to its runs; what has failed in them. */
 function OverTime() {
-    const loaded = useGet("/runs/counts", { query: { interval: "hour" } });
+    const loaded = useFresh("/runs/counts", { query: { interval: "hour" } });
     const zone = use(utc);
     /** @type {any[]} */
     const buckets = loaded.data?.buckets ?? [];
@@ -49,7 +74,7 @@ function OverTime() {
         <${Problem} error=${loaded.error} retry=${loaded.reload} /><ul class="hours" ref=${list}>${buckets.map((bucket) => {
             const words = STATUSES.filter((status) => bucket.runs[status]).map((status) => `${bucket.runs[status]} ${status.toLowerCase()}`).join(", ");
             const end = new Date(Date.parse(bucket.begin) + HOUR_MS - 1).toISOString();
-            const label = `${absolute(bucket.begin, zone).slice(0, 16)}: ${words || "no runs"}`;
+            const label = `${absolute(bucket.begin, zone, true).replace(/:\d\d\.\d+/, "")}: ${words || "no runs"}`;
             return html`<li key=${bucket.begin}><a href=${`${to("runs")}?created_after=${bucket.begin}&created_before=${end}`} title=${label}>
                 <span class="sr">${label}</span><svg viewBox="0 0 10 60" preserveAspectRatio="none" aria-hidden="true">${stack(bucket.runs, most).map((part) => html`
                 <${Bar} key=${part.status} ...${part} />`)}</svg></a></li>`;
@@ -78,7 +103,7 @@ function Failing({ counts }) {
 }
 
 function Latest() {
-    const loaded = useGet("/runs", { query: { page_size: 8 } });
+    const loaded = useFresh("/runs", { query: { page_size: 8 } });
     const items = loaded.data?.items ?? [];
     return html`<section class="card"><h2><a href=${to("runs")}>Latest runs</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
         ${loaded.data && !items.length ? html`<${Empty}>There are no runs yet. Start with <a href=${to("workflows")}>a workflow</a>.</${Empty}>`
@@ -88,18 +113,18 @@ function Latest() {
 }
 
 function Breakers() {
-    const loaded = useGet("/agents", { query: { page_size: 100, status: "active" } });
+    const loaded = useFresh("/agents", { query: { page_size: 100, status: "active" } });
     const items = loaded.data?.items ?? [];
     const open = items.filter((/** @type {any} */ agent) => agent.circuit_breaker && agent.circuit_breaker.state !== "closed");
     return html`<section class="card"><h2><a href=${to("agents")}>Circuit breakers</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
-        ${!loaded.data ? "" : open.length ? html`<ul class="plain">${open.map((/** @type {any} */ agent) => html`<li key=${agent.id}>
+        ${!loaded.data ? "" : open.length ? html`<${First} items=${open} href=${to("agents")}>${(/** @type {any} */ agent) => html`<li key=${agent.id}>
             <a href=${to("agents", agent.id)}>${agent.name}</a> is ${agent.circuit_breaker.state.replace("_", " ")}
-            ${agent.circuit_breaker.retry_at && html`, tried again <${Retried} at=${agent.circuit_breaker.retry_at} />`}</li>`)}</ul>`
+            ${agent.circuit_breaker.retry_at && html`, tried again <${Retried} at=${agent.circuit_breaker.retry_at} />`}</li>`}</${First}>`
         : html`<p class="faint">${loaded.data.next_cursor ? "Of the first 100 agents all are closed." : "All are closed."}</p>`}</section>`;
 }
 
 function Letters() {
-    const loaded = useGet("/dead-letters", { query: { status: "open", page_size: 1 } });
+    const loaded = useFresh("/dead-letters", { query: { status: "open", page_size: 1 } });
     return html`<section class="card"><h2><a href=${`${BASE}/dead-letters?status=open`}>Dead letters</a></h2>
         <${Problem} error=${loaded.error} retry=${loaded.reload} />
         ${loaded.data && html`<p>${loaded.data.total ? html`<a href=${`${BASE}/dead-letters?status=open`}>${figure(loaded.data.total)} open</a>`
@@ -108,8 +133,8 @@ function Letters() {
 
 /** How long the oldest run has not begun, and what waits to be sent to executors. */
 function Backlog() {
-    const oldest = useGet("/runs", { query: { status: "PENDING", sort_order: "asc", page_size: 1 } });
-    const health = useGet(isOperator() ? "/health/detailed" : null);
+    const oldest = useFresh("/runs", { query: { status: "PENDING", sort_order: "asc", page_size: 1 } });
+    const health = useFresh(isOperator() ? "/health/detailed" : null);
     const run = oldest.data?.items[0];
     const outbox = health.data?.components?.outbox;
     return html`<section class="card"><h2><a href=${`${to("runs")}?status=PENDING&sort_by=created_at&sort_order=asc`}>Backlog</a></h2><${Problem} error=${oldest.error ?? health.error} retry=${oldest.reload} />
@@ -119,31 +144,31 @@ function Backlog() {
 }
 
 function Approvals() {
-    const loaded = useGet("/callbacks", { query: { page_size: 100 } });
+    const loaded = useFresh("/callbacks", { query: { page_size: 100 } });
     /** @type {any[]} */
     const items = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => one.step_execution_id !== null);
     return html`<section class="card"><h2><a href=${to("approvals")}>Waiting for people</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
         ${items.length ? html`<p><a href=${to("approvals")}>${items.length}${loaded.data.next_cursor ? "+" : ""} ${items.length === 1 ? "answer" : "answers"}</a> ${items.length === 1 ? "is" : "are"} waited for</p>
-            <ul class="plain">${items.slice(0, 5).map((one) => html`<li key=${one.url}><a href=${to("runs", one.run_id)}>${one.workflow_name}</a> at ${one.step_id} since <${Time} at=${one.created_at} /></li>`)}</ul>`
+            <${First} items=${items} href=${to("approvals")}>${(/** @type {any} */ one) => html`<li key=${one.url}><a href=${to("runs", one.run_id)}>${one.workflow_name}</a> at <span>${one.step_id}</span> since <${Time} at=${one.created_at} /></li>`}</${First}>`
         : loaded.data ? html`<p class="faint">Nothing.</p>` : ""}</section>`;
 }
 
 /** Triggers that are paused or ill. */
 function Triggers() {
-    const loaded = useGet("/triggers", { query: { page_size: 100 } });
+    const loaded = useFresh("/triggers", { query: { page_size: 100 } });
     const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => !one.enabled || one.health.status === "failing");
     return html`<section class="card"><h2><a href=${to("triggers")}>Triggers</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
-        ${wrong.length ? html`<ul class="plain">${wrong.slice(0, 8).map((/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("triggers", one.id)}>${one.name}</a>
-            ${one.enabled ? "" : html` is paused${one.note ? `: ${one.note}` : ""}`}${one.health.status === "failing" ? html` <span class="bad">${illness(one.health)}</span>` : ""}</li>`)}</ul>`
-        : loaded.data ? html`<p class="faint">${loaded.data.total ? `All${loaded.data.next_cursor ? " of the first 100" : ""} fire.` : "There are none."}</p>` : ""}</section>`;
+        ${wrong.length > 0 && html`<${First} items=${wrong} href=${to("triggers")}>${(/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("triggers", one.id)}>${one.name}</a>
+            ${one.enabled ? "" : html` is paused${one.note && html`: <span>${one.note}</span>`}`}${one.health.status === "failing" ? html` <span class="bad">${illness(one.health)}</span>` : ""}</li>`}</${First}>`}
+        <${Total} data=${loaded.data} wrong=${wrong} what="triggers" well="fire" href=${to("triggers")} /></section>`;
 }
 
 /** Webhooks that do not arrive. */
 function Webhooks() {
-    const loaded = useGet("/webhooks", { query: { page_size: 100 } });
+    const loaded = useFresh("/webhooks", { query: { page_size: 100 } });
     const wrong = (loaded.data?.items ?? []).filter((/** @type {any} */ one) => one.health !== "healthy" || one.failures > 0);
     return html`<section class="card"><h2><a href=${to("webhooks")}>Webhooks</a></h2><${Problem} error=${loaded.error} retry=${loaded.reload} />
-        ${wrong.length ? html`<ul class="plain">${wrong.slice(0, 8).map((/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("webhooks", one.id)}>${one.name}</a> <${Status} status=${one.health} as=${LOOKS[one.health]} />
-            ${one.failing_since ? html` since <${Time} at=${one.failing_since} />` : ""}${one.disabled_reason ? ` (${named(one.disabled_reason)})` : ""}</li>`)}</ul>`
-        : loaded.data ? html`<p class="faint">${loaded.data.total ? `All${loaded.data.next_cursor ? " of the first 100" : ""} are healthy.` : "There are none."}</p>` : ""}</section>`;
+        ${wrong.length > 0 && html`<${First} items=${wrong} href=${to("webhooks")}>${(/** @type {any} */ one) => html`<li key=${one.id}><a href=${to("webhooks", one.id)}>${one.name}</a> <${Status} status=${one.health} as=${LOOKS[one.health]} />
+            ${one.failing_since ? html` since <${Time} at=${one.failing_since} />` : ""}${one.disabled_reason ? ` (${named(one.disabled_reason)})` : ""}</li>`}</${First}>`}
+        <${Total} data=${loaded.data} wrong=${wrong} what="webhooks" well="are healthy" href=${to("webhooks")} /></section>`;
 }
