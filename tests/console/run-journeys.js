@@ -295,6 +295,29 @@ export function runJourneys(context, at) {
         await page.browser.until(`${statusOf(second.id)} === "cancelled"`, "the end of the run on the second page");
         await service.call("POST", `/runs/${third.id}/cancel`, {});
     });
+
+    test("keys go on from a box that was ticked, reach rows without a link, and find the first filter", async () => {
+        const { page, made } = context();
+        const row = "[...document.querySelectorAll('tr[data-row]')].indexOf(document.activeElement.closest('tr'))";
+        await at("/console/runs?page_size=5");
+        await page.sees("tr[data-row]");
+        await page.browser.evaluate("(() => { const box = document.querySelector('tr[data-row] input'); box.focus(); box.click(); })()");
+        await page.browser.press("j");
+        assert.equal(await page.browser.evaluate(row), 1);
+        await page.go("/console/system");
+        await page.sees("[aria-label=Limits] tr[data-row]");
+        await page.browser.evaluate("document.activeElement.blur()");
+        for (let turn = 0; turn < 3; turn++) await page.browser.press("j");
+        assert.equal(await page.browser.evaluate(row), 2);
+        await page.browser.press("k");
+        assert.equal(await page.browser.evaluate(row), 1);
+        await page.go("/console/approvals");
+        await page.sees(".filters button");
+        await page.browser.press("/");
+        assert.equal(await page.browser.evaluate("Boolean(document.activeElement.closest('.filters'))"), true);
+        await page.go(`/console/runs/${made.runs.order.id}`);
+        await page.browser.until(`document.title === "Run …${made.runs.order.id.slice(-12)} · workflow-api"`, "the title of the run");
+    });
 }
 
 /** From nothing to a run, and without the service. @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, made: any }} context */

@@ -4,6 +4,7 @@ import { calls, ended, unreachable } from "./parts/api.js";
 import { startKeyboard, Help, helpOpen } from "./parts/keyboard.js";
 import { match } from "./parts/text.js";
 import { BASE, mayLeave, place, startRouter } from "./parts/router.js";
+import { shortId } from "./parts/run-list.js";
 import { can, needs, readSession, session, signOut, trouble } from "./parts/session.js";
 import { columns, nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
 import { Action, arrival, Dialog, Loading, Logo, Problem, said } from "./parts/ui.js";
@@ -153,7 +154,8 @@ function Screen() {
     const [error, reset] = useErrorBoundary((/** @type {unknown} */ cause) => console.error(cause));
     useEffect(() => {
         if (error) reset();
-        document.title = `${found?.screen.title ?? "Not found"} · workflow-api`;
+        const id = Object.values(found?.params ?? {}).at(-1);
+        document.title = `${found?.screen.title ?? "Not found"}${id ? ` ${shortId(id)}` : ""} · workflow-api`;
     }, [path]);
     if (error) return html`<${Problem} error=${new Error(`This screen has failed: ${error}`)} retry=${reset} />`;
     if (!found) return html`<div class="empty"><h1>There is no such page</h1><p><a href=${BASE}>Home</a></p></div>`;

@@ -15,9 +15,12 @@ const PLACES = {
 };
 const CHORD_MS = 1500;
 
+/** What takes single keys itself; a box that is ticked does not. */
+const TYPED = "textarea, select, input:not([type=checkbox], [type=radio], [type=file])";
+
 /** @param {EventTarget | null} target */
 function isTyping(target) {
-    return target instanceof HTMLElement && (target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName));
+    return target instanceof HTMLElement && (target.isContentEditable || target.matches(TYPED));
 }
 
 /** @param {number} move */
@@ -27,11 +30,11 @@ function moveRow(move) {
     const current = document.activeElement?.closest("tr[data-row]");
     const index = current ? rows.indexOf(current) + move : move > 0 ? 0 : rows.length - 1;
     const row = rows[Math.max(0, Math.min(rows.length - 1, index))];
-    const target = row?.querySelector("a[href], button");
-    if (target instanceof HTMLElement) {
-        target.focus();
-        row?.scrollIntoView({ block: "nearest" });
-    }
+    const target = row?.querySelector("a[href], button") ?? row;
+    if (!(target instanceof HTMLElement)) return;
+    if (target === row) target.tabIndex = -1;
+    target.focus();
+    row?.scrollIntoView({ block: "nearest" });
 }
 
 /** Where the keyboard goes when what had it is gone: near, and to nothing that a second press would do by mistake. */
@@ -77,7 +80,7 @@ export function startKeyboard() {
         else if (event.key === "k") moveRow(-1);
         else if (event.key === "?") helpOpen.value = true;
         else if (event.key === "/") {
-            const search = document.querySelector("main [data-search]");
+            const search = document.querySelector("main [data-search]") ?? document.querySelector("main .filters :is(input, select, button)");
             if (!(search instanceof HTMLElement)) return;
             search.focus();
         } else return;
