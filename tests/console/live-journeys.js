@@ -312,6 +312,20 @@ export function liveJourneys(context, at) {
         await page.browser.until(`document.querySelectorAll('tr[data-row]').length > 20 && scrollY === ${there}`, "the place after the page was loaded again");
     });
 
+    test("what is said while a dialog is open is said in it", async () => {
+        const { page } = context();
+        await at("/console/system");
+        await page.press("API");
+        await page.press("Copy", "dialog button");
+        await page.browser.until("document.querySelector('dialog .said[role=status] p')?.innerText", "the words in the dialog");
+        const [inside, outside] = await page.browser.evaluate("['dialog .said', 'body :not(dialog) > .said'].map((one) => document.querySelector(one).innerText)");
+        assert.equal(inside, outside);
+        assert.equal(await page.browser.evaluate("(() => { const { left, top } = document.querySelector('dialog .said p').getBoundingClientRect(); return Boolean(document.elementFromPoint(left + 4, top + 4).closest('.said')); })()"), true);
+        await page.press("Close");
+        await page.browser.until("!document.querySelector('dialog')", "the end of the dialog");
+        assert.equal(await page.browser.evaluate("document.querySelector('.said').innerText"), outside);
+    });
+
     test("home is read again while it is seen, and says how much more there is", async () => {
         const { page, service } = context();
         await service.call("POST", "/organizations", { id: "overnight", name: "Overnight" });

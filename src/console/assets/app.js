@@ -172,6 +172,24 @@ function Said() {
         const timer = setTimeout(() => setShown(null), last.bad ? 12_000 : 4000);
         return () => clearTimeout(timer);
     }, [last]);
+    // While a dialog is open, what is outside of it is dimmed and not read out.
+    useEffect(() => {
+        const dialog = shown && [...document.querySelectorAll("dialog:modal")].at(-1);
+        if (!dialog) return undefined;
+        const copy = document.createElement("div");
+        copy.className = "said";
+        copy.role = "status";
+        dialog.append(copy);
+        const words = document.createElement("p");
+        if (shown.bad) words.className = "bad";
+        words.textContent = shown.text;
+        // Only what changes is read out.
+        const timer = setTimeout(() => copy.append(words), 50);
+        return () => {
+            clearTimeout(timer);
+            copy.remove();
+        };
+    }, [shown]);
     return html`<div class="said" role="status" aria-live="polite">${shown
         && html`<p class=${shown.bad ? "bad" : ""}>${shown.text}</p>`}</div>`;
 }
@@ -196,7 +214,7 @@ function Shell({ who }) {
     return html`<a class="skip" href="#main">Skip to the content</a><${Top} /><${Navigation} />
         <main id="main" tabindex="-1" key=${person}>
         ${who?.authentication === false && html`<p class="banner"><strong>Authentication is off.</strong> Everybody who reaches this address
-            may do everything.</p>`}<div role="status">${use(unreachable) && html`<p class="banner">The service cannot be reached at the moment.
+            may do everything.</p>`}<div role="status">${use(unreachable) && html`<p class="banner gone">The service cannot be reached at the moment.
             What is shown may be old.</p>`}</div>${who ? html`<${Screen} />` : html`<${Loading} />`}</main><${Said} key=${`said ${person}`} /><${Help} />`;
 }
 
