@@ -174,4 +174,29 @@ export function accessJourneys(context, at) {
             page.browser.complaints.splice(0);
         }
     };
+
+    test("calls of agents that cannot be counted are no calls that are still awaited", async () => {
+        const { page } = context();
+        await failing("*/stats", async () => {
+            await at("/console/agents");
+            await page.browser.until("document.querySelector('main .problem')?.innerText.includes('out of order')", "the problem");
+            assert.ok(!(await page.browser.evaluate("document.querySelector('main .table').innerText")).includes("…"));
+        });
+        await page.press("Try again");
+        await page.browser.until("!document.querySelector('main .problem') && /\\d/.test(document.querySelector('td.number').innerText)", "the numbers");
+    });
+
+    test("a key that is bound to workflows asks for nothing that it may not see", async () => {
+        const { page, service } = context();
+        const { key } = await service.call("POST", "/api-keys", { name: "bound to order", role: "admin", workflows: ["order"] });
+        await page.fresh();
+        await page.signIn(key, "/console/system");
+        await page.browser.until("document.querySelectorAll('.tile').length > 1", "the parts");
+        assert.equal(await page.browser.evaluate("document.querySelector('main .problem')"), null);
+        await page.press("Home", "nav a");
+        await page.reads("bound to workflows");
+        await page.reads("order.");
+        assert.equal(await page.browser.evaluate("document.querySelector('main .problem')"), null);
+        await page.fresh();
+    });
 }

@@ -21,23 +21,28 @@ export function Agents() {
     const loaded = usePage("/agents", { query: { name_prefix: prefix, status: status === "all" ? "" : status, page_size: 25 } });
     const ids = (loaded.data?.items ?? []).map((/** @type {any} */ agent) => agent.id);
     const stats = useLoad(async (signal) => {
-        const found = await each(ids, 4, (/** @type {string} */ id) => api("GET", "/agents/{agent_id}/stats", { path: { agent_id: id }, signal, quiet: id !== ids[0] }));
-        return new Map(found.map((one) => [one.agent_id, one.last_24_hours]));
+        /** @type {unknown} */
+        let failed = null;
+        const found = await each(ids, 4, (/** @type {string} */ id) => api("GET", "/agents/{agent_id}/stats", { path: { agent_id: id }, signal, quiet: id !== ids[0] })
+            .catch((error) => void (failed = error)));
+        return { failed, calls: new Map(found.filter(Boolean).map((one) => [one.agent_id, one.last_24_hours])) };
     }, [ids]);
     return html`<${Head} title="Agents"><${Action} kind="primary" permission="agents:write" onClick=${() => setMaking(true)}>New agent</${Action}></${Head}>
         <div class="filters" role="search"><${Filter} name="name_prefix" label="Name begins with" search value=${prefix}
             change=${(/** @type {string} */ value) => setQuery({ name_prefix: value, cursor: null })} />
         <${Filter} name="status" label="Status" value=${status} change=${(/** @type {string} */ value) => setQuery({ status: value, cursor: null })}
             options=${[["active", "active"], ["inactive", "inactive"], ["deleted", "deleted"], ["all", "all"]]} /></div>
-        <${PagedTable} loaded=${loaded} label="Agents" what="agents" columns=${["Name", "Kind", "Circuit breaker", "Calls 24 h", "Errors", "p50", "p95", "Address"]}
+        <${Problem} error=${stats.data?.failed} retry=${stats.reload} /><${PagedTable} loaded=${loaded} label="Agents" what="agents" columns=${["Name", "Kind", "Circuit breaker", "Calls 24 h", "Errors", "p50", "p95", "Address"]}
             empty=${html`<${Empty} path="/agents" body=${{ name: "shout", url: "http://127.0.0.1:9010/upper" }}>
                 There are no agents here. Make one, or from a shell:</${Empty}>`}
-            row=${(/** @type {any} */ agent) => html`<${Row} key=${agent.id} agent=${agent} calls=${stats.data?.get(agent.id)} />`} />
+            row=${(/** @type {any} */ agent) => html`<${Row} key=${agent.id} agent=${agent} calls=${stats.data && (stats.data.calls.get(agent.id) ?? UNKNOWN)} />`} />
         ${making && html`<${Edit} agent=${null} tag=${null} onClose=${() => setMaking(false)} done=${(/** @type {any} */ agent) => go(to("agents", agent.id))} />`}`;
 }
 
+/** Calls that could not be read. */
+const UNKNOWN = { calls: "–" };
 /** @param {any} calls */
-const rate = (calls) => (calls?.calls ? `${((100 * calls.failures) / calls.calls).toFixed(calls.failures ? 1 : 0)} %` : "–");
+const rate = (calls) => (calls?.calls > 0 ? `${((100 * calls.failures) / calls.calls).toFixed(calls.failures ? 1 : 0)} %` : "–");
 /** @param {number | null | undefined} ms */
 const time = (ms) => (ms === null || ms === undefined ? "–" : duration(ms));
 

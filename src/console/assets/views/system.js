@@ -13,16 +13,20 @@ const GROUPS = { requests: "Requests", rates: "Rates, of one process", lists: "L
 
 export function System() {
     const who = use(session);
-    const manages = can("organizations:manage") && isOperator();
-    const health = useGet(can("runs:read") && isOperator() ? "/health/detailed" : "/health/ready");
+    // A key that is bound to workflows sees only these and their runs.
+    const isBound = Boolean(who?.workflows);
+    const manages = can("organizations:manage") && isOperator() && !isBound;
+    const health = useGet(can("runs:read") && isOperator() && !isBound ? "/health/detailed" : "/health/ready");
     const processes = useGet(manages ? "/system/processes" : null);
-    const limits = useGet(can("runs:read") ? "/system/limits" : null);
+    const limits = useGet(can("runs:read") && !isBound ? "/system/limits" : null);
     const storage = useGet(manages ? "/system/storage" : null);
-    const parts = health.data?.components ?? Object.fromEntries(Object.entries(health.data?.checks ?? {}).map(([name, status]) => [name, { status }]));
+    // Also what is not ready says what it lacks, with 503.
+    const state = health.error?.body ?? health.data;
+    const parts = state?.components ?? Object.fromEntries(Object.entries(state?.checks ?? {}).map(([name, status]) => [name, { status }]));
     const good = ["connected", "current", "running"];
     return html`<${Head} title="System"><button type="button" onClick=${() => [health, processes, limits, storage].forEach((one) => one.reload())}>Read again</button></${Head}>
-        <${Facts} items=${[["Version", who?.version], ["State", health.data?.status?.replaceAll("_", " ") ?? "…"], ["Up for", health.data?.uptime_seconds === undefined ? "–" : duration(health.data.uptime_seconds * 1000)],
-            ["Service's time", html`<${Time} at=${health.data?.timestamp} absolute />`], ["API", html`<a href=${`${root}/docs`} target="_blank" rel="noreferrer">${prefix}</a>`]]} />
+        <${Facts} items=${[["Version", who?.version], ["State", state?.status?.replaceAll("_", " ") ?? (health.error ? "–" : "…")], ["Up for", health.data?.uptime_seconds === undefined ? "–" : duration(health.data.uptime_seconds * 1000)],
+            ["Service's time", html`<${Time} at=${state?.timestamp} absolute />`], ["API", html`<a href=${`${root}/docs`} target="_blank" rel="noreferrer">${prefix}</a>`]]} />
         <${Problem} error=${health.error} retry=${health.reload} />
         <ul class="tiles" aria-label="Parts">${Object.entries(parts).map(([name, part]) => html`<li key=${name} class="tile still"><${Status} status=${part.status} as=${good.includes(part.status) ? "COMPLETED" : "FAILED"} /><strong>${name}</strong>
             <span class="faint">${Object.entries(part).filter(([key]) => key in NAMES).map(([key, value]) => `${NAMES[key]} ${key === "response_ms" ? duration(Number(value)) : key === "lag_seconds" ? duration(Number(value) * 1000) : value}`).join(", ")}
