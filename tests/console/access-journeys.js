@@ -199,4 +199,23 @@ export function accessJourneys(context, at) {
         assert.equal(await page.browser.evaluate("document.querySelector('main .problem')"), null);
         await page.fresh();
     });
+
+    test("a name that turns the direction of what is written turns only itself", async () => {
+        const { page, key } = context();
+        await page.fresh();
+        await page.signIn(key, "/console/system");
+        const turned = await page.browser.evaluate(`["a", "button", "code", "label", "li", "span", "strong", "time", "summary"].filter((tag) => {
+            const line = document.createElement("p");
+            const name = document.createElement(tag);
+            name.textContent = "\u202Eabc";
+            const rest = document.createTextNode(" is paused");
+            line.append(name, rest);
+            document.querySelector("main").append(line);
+            const at = (place) => { const range = document.createRange(); range.setStart(rest, place); range.setEnd(rest, place + 1); return range.getBoundingClientRect().left; };
+            const found = at(1) > at(8);
+            line.remove();
+            return found;
+        })`);
+        assert.deepEqual(turned, []);
+    });
 }

@@ -272,3 +272,19 @@ test("open runs that a page does not have any more are read by themselves, a few
     const deleted = renewed(row("a"), null);
     assert.deepEqual([deleted.status, allows(deleted, "cancel"), allows(deleted, "retry"), tookMs(deleted, NOW)], ["DELETED", false, false, 5000]);
 });
+
+test("a local time in full says how far it is from UTC, in winter and in summer", () => {
+    const zone = process.env.TZ;
+    try {
+        process.env.TZ = "America/New_York";
+        assert.deepEqual(["2026-11-29T08:04:05.678Z", "2026-07-29T08:04:05.678Z"].map((time) => absolute(time, false, true)),
+            ["2026-11-29 03:04:05.678 UTC-5", "2026-07-29 04:04:05.678 UTC-4"]);
+        process.env.TZ = "Asia/Kolkata";
+        assert.equal(absolute("2026-11-29T08:04:05.678Z", false, true), "2026-11-29 13:34:05.678 UTC+5:30");
+        process.env.TZ = "UTC";
+        assert.equal(absolute("2026-11-29T08:04:05.678Z", false, true), "2026-11-29 08:04:05.678 UTC");
+    } finally {
+        if (zone === undefined) delete process.env.TZ;
+        else process.env.TZ = zone;
+    }
+});

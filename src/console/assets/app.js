@@ -7,6 +7,7 @@ import { BASE, mayLeave, place, startRouter } from "./parts/router.js";
 import { shortId } from "./parts/run-list.js";
 import { can, needs, readSession, session, signOut, trouble } from "./parts/session.js";
 import { columns, nextTheme, startSettings, theme, toggleZone, utc } from "./parts/settings.js";
+import { zoneName } from "./parts/time.js";
 import { Action, arrival, Dialog, Loading, Logo, Problem, said } from "./parts/ui.js";
 import { SignIn } from "./views/sign-in.js";
 import { Home } from "./views/home.js";
@@ -130,12 +131,12 @@ function Top() {
             onClick=${() => setOpen(!open)}>Menu</button>
         <a class="brand" href=${BASE}><${Logo} />workflow-api</a>
         <span class="grow"></span>
-        <button type="button" class="quiet" aria-label=${`Times in ${zone ? "UTC" : "local time"}; change`}
+        <button type="button" class="quiet" aria-label=${`Times in ${zone ? "UTC" : "local time"}; change`} title=${zoneName(zone)}
             onClick=${toggleZone}>${zone ? "UTC" : "Local"}</button>
         <button type="button" class="quiet wide-only" onClick=${nextTheme} aria-label=${`Theme ${use(theme)}; change`}>
             Theme: ${use(theme)}</button>
         <button type="button" class="quiet" aria-label="Keyboard help" onClick=${() => void (helpOpen.value = true)}>?</button>
-        ${who && html`<span class="who" title=${`organisation ${who.organization_id}`}>${who.subject}${who.role
+        ${who && html`<span class="who" title=${`organisation ${who.organization_id}`}><span>${who.subject}</span>${who.role
             && html`<span class="faint"> · ${who.role}</span>`}<span class="faint"> · ${who.organization_id}</span></span>`}
         ${who?.authentication && html`<${Action} kind="quiet" onClick=${() => (mayLeave() ? signOut() : undefined)}>Sign out</${Action}>`}
     </header>`;

@@ -37,7 +37,17 @@ export function relative(time, now) {
     return ms < 0 ? `in ${unit}` : `${unit} ago`;
 }
 
-/** @param {string | null | undefined} time @param {boolean} utc @param {boolean} [precise] */
+/** The name of the zone in which times are shown. @param {boolean} utc */
+export const zoneName = (utc) => (utc ? "UTC" : Intl.DateTimeFormat().resolvedOptions().timeZone);
+
+/** How far a local time is from UTC, such as UTC-5; it is another one in summer. @param {Date} date */
+function offset(date) {
+    const minutes = -date.getTimezoneOffset();
+    const [hours, rest] = [Math.floor(Math.abs(minutes) / 60), Math.abs(minutes) % 60];
+    return minutes ? `UTC${minutes < 0 ? "-" : "+"}${hours}${rest ? `:${String(rest).padStart(2, "0")}` : ""}` : "UTC";
+}
+
+/** `precise`: to the millisecond, and with the zone also if it is local. @param {string | null | undefined} time @param {boolean} utc @param {boolean} [precise] */
 export function absolute(time, utc, precise = false) {
     const date = new Date(time ?? "");
     if (Number.isNaN(date.getTime())) return "–";
@@ -47,7 +57,7 @@ export function absolute(time, utc, precise = false) {
             date.getUTCSeconds()]
         : [date.getFullYear(), date.getMonth(), date.getDate(), date.getHours(), date.getMinutes(), date.getSeconds()];
     const fraction = precise ? `.${pad(date.getUTCMilliseconds(), 3)}` : "";
-    return `${year}-${pad(month + 1)}-${pad(day)} ${pad(hour)}:${pad(minute)}:${pad(second)}${fraction}${utc ? " UTC" : ""}`;
+    return `${year}-${pad(month + 1)}-${pad(day)} ${pad(hour)}:${pad(minute)}:${pad(second)}${fraction}${utc ? " UTC" : precise ? ` ${offset(date)}` : ""}`;
 }
 
 /** @param {string | null | undefined} from @param {string | null | undefined} until @param {number} now */

@@ -1,6 +1,8 @@
-import { html, useState } from "../parts/runtime.js";
+import { html, use, useState } from "../parts/runtime.js";
 import { address, api } from "../parts/api.js";
 import { Between, choices, PagedTable, useFilters, usePage } from "../parts/list.js";
+import { utc } from "../parts/settings.js";
+import { zoneName } from "../parts/time.js";
 import { Action, Dialog, Facts, Head, Json, say, Time } from "../parts/ui.js";
 import { Difference } from "./compare.js";
 
@@ -34,7 +36,7 @@ export function Audit() {
             ${verified.problems.map((/** @type {any} */ problem, /** @type {number} */ index) => html`<div key=${index} class="bad">${problem.kind.replaceAll("_", " ")} ${problem.entry_id ?? ""} ${problem.seal !== null ? `seal ${problem.seal}` : ""}</div>`)}</div>`}</div>
         <div class="filters" role="search">${filter("user_id", "Who", undefined, true)}${filter("action", "Action")}${filter("entity_type", "What", choices(TYPES))}${filter("entity_id", "Its id")}
             ${filter("outcome", "Outcome", choices(OUTCOMES))}${filter("correlation_id", "Request")}<${Between} after=${asked["created_after"]} before=${asked["created_before"]} change=${change} /></div>
-        <${PagedTable} loaded=${loaded} label="Audit trail" what="entries" columns=${["Time", "Who", "Action", "What", "Name", "Outcome", "From"]}
+        <${PagedTable} loaded=${loaded} label="Audit trail" what="entries" columns=${[`Time (${zoneName(use(utc))})`, "Who", "Action", "What", "Name", "Outcome", "From"]}
             row=${(/** @type {any} */ one) => html`<tr data-row key=${one.id}><td><button type="button" class="link" onClick=${() => setEntry(one)}><${Time} at=${one.created_at} absolute /></button></td>
                 <td>${one.user_id ?? ""}</td><td>${one.action}</td><td>${one.entity_type.replaceAll("_", " ")}</td><td><span class="clip">${one.entity_name ?? one.entity_id}</span></td>
                 <td class=${one.outcome === "success" ? "" : "bad"}>${one.outcome}</td><td class="mono">${one.address ?? ""}</td></tr>`} />
