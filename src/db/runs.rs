@@ -16,7 +16,7 @@ pub use self::{
     list::{Filter, Sort, list},
     shown::{Found, SMALL_BYTES, ShownRun, find_shown},
     start::{Definition, MessageBatch, NewRun, Quota, StartBatch, Started, StartingTrigger, start, start_within},
-    steps::{RecordedStep, StepRow, StepSummary, output, recorded_steps, step_states, step_summaries, steps},
+    steps::{BareStep, RecordedStep, StepRow, StepSummary, output, recorded_steps, step_states, step_summaries, steps},
     tasks::{TaskRow, small_outputs, task, tasks},
 };
 use super::Error;

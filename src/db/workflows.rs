@@ -256,6 +256,8 @@ pub struct Filter<'a> {
     pub created: (Option<Timestamp>, Option<Timestamp>),
     /// Range of the last change.
     pub updated: (Option<Timestamp>, Option<Timestamp>),
+    /// Only the newest version of each name, whatever its status.
+    pub is_newest: bool,
     /// Sort column; anything else is `created_at`.
     pub sort_by: &'a str,
     /// Ascending instead of descending.
@@ -273,6 +275,7 @@ impl<'a> Filter<'a> {
             name_prefix: None,
             created: (None, None),
             updated: (None, None),
+            is_newest: false,
             sort_by: "version",
             ascending: false,
         }
@@ -306,7 +309,12 @@ impl ListRow for WorkflowRow {
     };
 }
 
-/// Page of the organisation's definitions; every version is an entry.
+/// Condition of the newest version of each name. The index by name and version finds a newer one.
+const NEWEST: &str = "NOT EXISTS (SELECT FROM workflow_definitions newer
+    WHERE newer.name = workflow_definitions.name AND newer.version > workflow_definitions.version
+        AND newer.organization_id = workflow_definitions.organization_id)";
+
+/// Page of the organisation's definitions; every version is an entry, unless only the newest ones are wanted.
 pub async fn list(
     conn: &mut PgConnection,
     filter: &Filter<'_>,
@@ -318,6 +326,7 @@ pub async fn list(
         .prefix("name", filter.name_prefix)
         .between("created_at", filter.created)
         .between("updated_at", filter.updated);
+    let conditions = if filter.is_newest { conditions.holds(NEWEST) } else { conditions };
     list::fetch(conn, &Plan::short(conditions, filter.order()), page, None).await
 }
 

@@ -273,6 +273,24 @@ async fn steps_of_any_size_are_one_array_and_come_piece_by_piece(pool: PgPool) {
     }
     assert_eq!(all, expected);
     assert_eq!(found(&service.get(&format!("{path}?page=2&page_size=3")).await.expect(200)), expected[3..6]);
+    // Without the data, and the data of some.
+    let bare = service.get(&format!("{path}?data=false&page_size=90")).await;
+    let link = bare.header("link").expect("a next page").to_owned();
+    let (begin, end) = (bare.expect(200), link.trim_start_matches('<').trim_end_matches(">; rel=\"next\"").to_owned());
+    let rest = service.get(&format!("{path}{end}")).await.expect(200);
+    let bare: Vec<&Value> = [&begin, &rest].into_iter().filter_map(Value::as_array).flatten().collect();
+    assert!(begin.to_string().len() < 90 * 500, "the data are there");
+    assert_eq!(bare.iter().filter_map(|step| step["id"].as_str()).collect::<Vec<_>>(), {
+        expected.iter().take(bare.len()).map(|(id, _)| id.as_str()).collect::<Vec<_>>()
+    });
+    for step in bare {
+        assert_eq!(json!([step["input_data"], step["output_data"], step["data_omitted"]]), json!([{}, null, true]));
+    }
+    let one = service.get(&format!("{path}?id={},{}", expected[7].0, expected[2].0)).await.expect(200);
+    assert_eq!(found(&one), [expected[2].clone(), expected[7].clone()]);
+    assert_eq!(one[0]["data_omitted"], Value::Null);
+    assert_eq!(service.get(&format!("{path}?id=none")).await.expect(200), json!([]));
+    assert_eq!(service.get(&format!("{path}?data=no")).await.field_errors(), ["query.data bool_parsing"]);
     assert_eq!(service.get(&format!("{path}?cursor=x")).await.error(400)["code"], "invalid_cursor");
     // A piece is not more than one large output: nothing else is held for a client that reads nothing.
     let mut body = service.open("GET", path, &[], Body::empty()).await.into_body();

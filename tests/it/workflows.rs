@@ -282,3 +282,72 @@ async fn a_list_is_filtered_and_sorted(pool: PgPool) {
     let page = service.get(&format!("{WORKFLOWS}?page=2&page_size=3")).await.expect(200);
     assert_eq!(json!([page["total"], page["page"], page["page_size"], page["total_pages"]]), json!([4, 2, 3, 2]));
 }
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn the_newest_version_of_each_name_is_one_entry_with_its_own_status(pool: PgPool) {
+    let service = Service::start(&pool);
+    service.agent("worker", "http://a").await;
+    let b1 = service.chain("b", &["worker"]).await;
+    let a1 = service.chain("a", &["worker"]).await;
+    let c1 = service.chain("c", &["worker"]).await;
+    service.chain("d", &["worker"]).await;
+    let d2 = service.chain("d", &["worker"]).await;
+    // The content of version 1 is archived as an active row of its own.
+    let change =
+        json!({"start_step": "s1", "steps": {"s1": {"id": "s1", "agent_name": "worker", "input_mapping": {}}}});
+    for first in [&a1, &c1] {
+        assert_eq!(service.put(&path(first), &change).await.expect(200)["version"], 2);
+    }
+    service.delete(&path(&a1)).await.expect(200);
+    service.put(&path(&b1), &json!({"status": "inactive"})).await.expect(200);
+    service.delete(&path(&d2)).await.expect(200);
+    for (query, expected) in [
+        ("", &["d 2", "c 2", "a 2", "b 1"][..]),
+        ("&sort_by=name&sort_order=asc", &["a 2", "b 1", "c 2", "d 2"]),
+        ("&status=active", &["c 2"]),
+        ("&status=inactive,deleted", &["d 2", "a 2", "b 1"]),
+        ("&name=a", &["a 2"]),
+        ("&name_prefix=d&status=active", &[]),
+    ] {
+        let page = service.get(&format!("{WORKFLOWS}?versions=newest{query}")).await.expect(200);
+        assert_eq!(shown(&page), expected, "{query}");
+        assert_eq!(page["total"], expected.len(), "{query}");
+    }
+    let all = service.get(&format!("{WORKFLOWS}?versions=all")).await.expect(200);
+    assert_eq!(all["items"], service.get(WORKFLOWS).await.expect(200)["items"]);
+    assert_eq!(all["total"], 7);
+    assert_eq!(service.get(&format!("{WORKFLOWS}?versions=old")).await.field_errors(), ["query.versions enum"]);
+    // A newer version of another organisation is not one of ours.
+    let other = "WITH other AS (INSERT INTO organizations (id, name, created_by, updated_by) VALUES ('acme', 'Acme', 'me', 'me'))
+        INSERT INTO workflow_definitions (id, name, version, workflow_data, status, created_at, updated_at, organization_id)
+        SELECT gen_random_uuid(), 'c', 9, '{}', 'active', now(), now(), 'acme'";
+    sqlx::query(other).execute(&pool).await.expect("another organisation");
+    let page = service.get(&format!("{WORKFLOWS}?versions=newest&name=c")).await.expect(200);
+    assert_eq!(shown(&page), ["c 2"]);
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn pages_of_newest_versions_have_each_name_once_however_many_versions_it_has(pool: PgPool) {
+    let service = Service::start(&pool);
+    let versions = "INSERT INTO workflow_definitions (id, name, version, workflow_data, status, created_at, updated_at)
+        SELECT gen_random_uuid(), 'w' || name, version, '{}', 'active', timestamp '2026-01-01' + version * interval '1 s', now()
+        FROM generate_series(1, 5) name, generate_series(1, CASE name WHEN 3 THEN 250 ELSE name END) version";
+    sqlx::query(versions).execute(&pool).await.expect("versions");
+    for order in ["sort_by=name&sort_order=asc", "sort_by=name", "sort_by=version", ""] {
+        let (mut found, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page =
+                service.get(&format!("{WORKFLOWS}?versions=newest&page_size=2&{order}{cursor}")).await.expect(200);
+            assert_eq!(page["total"], 5);
+            found.extend(shown(&page));
+            let Some(next) = page["next_cursor"].as_str() else { break };
+            cursor = format!("&cursor={next}");
+        }
+        found.sort();
+        assert_eq!(found, ["w1 1", "w2 2", "w3 250", "w4 4", "w5 5"], "{order}");
+    }
+    let page = service.get(&format!("{WORKFLOWS}?versions=newest&page_size=2")).await.expect(200);
+    let cursor = page["next_cursor"].as_str().expect("a next page");
+    let answer = service.get(&format!("{WORKFLOWS}?page_size=2&cursor={cursor}")).await;
+    assert_eq!(answer.error(400)["code"], "invalid_cursor", "the cursor is that of another list");
+}

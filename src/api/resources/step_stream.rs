@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use axum::response::Response;
 use http::{HeaderValue, header};
+use sqlx::{FromRow, postgres::PgRow};
 
 use super::runs::wire::Step;
 use crate::api::vocabulary::{
@@ -14,9 +15,12 @@ use crate::api::vocabulary::{
     extract::Query,
     streamed::{Array, CHUNK, Entries, JSON},
 };
-use crate::db::{
-    list::{PageRequest, PageStart},
-    runs::{self, StepRow},
+use crate::{
+    db::{
+        list::{ListRow, PageRequest, PageStart},
+        runs::{self, BareStep, StepRow},
+    },
+    input::FieldError,
 };
 
 /// Maximum number of attempts in one array. A run has more only if `MAX_RUN_STEPS` is raised.
@@ -24,15 +28,46 @@ const MAX_ATTEMPTS: i64 = 100_000;
 
 /// Answer with the first `MAX_ATTEMPTS` or, if a page is requested, with that page, and a `Link` to the next one.
 pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> Result<Response, ApiError> {
+    let mut parameters = ListQuery::new(query);
+    let has_data = match parameters.text("data") {
+        None | Some("true" | "1") => true,
+        Some("false" | "0") => false,
+        Some(_) => {
+            let message = "Input should be a valid boolean, unable to interpret input";
+            return Err(FieldError::new("query.data", "bool_parsing", message).into());
+        }
+    };
+    let ids = parameters.several("id");
+    let list = ListRequest::read(&app, &parameters, &format!("steps of {run_id}")).await?;
+    if has_data {
+        of_rows::<StepRow>(app, caller, run_id, query, ids, list).await
+    } else {
+        of_rows::<BareStep>(app, caller, run_id, query, ids, list).await
+    }
+}
+
+async fn of_rows<T>(
+    app: App,
+    caller: Caller,
+    run_id: String,
+    query: &Query,
+    ids: Vec<String>,
+    list: ListRequest,
+) -> Result<Response, ApiError>
+where
+    T: ListRow + for<'r> FromRow<'r, PgRow> + Send + Unpin + 'static,
+    Step: From<T>,
+{
     let is_paged =
         ["page", "page_size", "cursor"].iter().any(|name| query.text(name).is_some_and(|text| !text.is_empty()));
-    let list = ListRequest::read(&app, &ListQuery::new(query), &format!("steps of {run_id}")).await?;
     let (reads, organization, id) = (app.reads.clone(), caller.organization().clone(), run_id.clone());
     let read = move |page: PageRequest| {
-        let (reads, organization, run_id) = (reads.clone(), organization.clone(), id.clone());
+        let (reads, organization, run_id, ids) = (reads.clone(), organization.clone(), id.clone(), ids.clone());
         async move {
-            let (organization, run_id, page) = (&organization, &run_id, &page);
-            reads.read(|mut conn| async move { runs::steps(&mut conn, organization, run_id, page).await }).await
+            let (organization, run_id, ids, page) = (&organization, &run_id, &ids, &page);
+            reads
+                .read(|mut conn| async move { runs::steps::<T>(&mut conn, organization, run_id, ids, page).await })
+                .await
         }
     };
     let chunk = PageRequest { start: PageStart::Offset(0), size: CHUNK };
@@ -46,7 +81,7 @@ pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> 
         // Attempts beyond the array are read in pages.
         let last = read(PageRequest { start: PageStart::Offset(MAX_ATTEMPTS - 1), size: 1 }).await?;
         let size = app.config.pages.max_size;
-        list.neighbours(&last).1.map(|cursor| format!("page_size={size}&cursor={cursor}"))
+        list.neighbours(&last).1.map(|cursor| format!("page_size={size}&{}", query.with_cursor(&cursor)))
     } else {
         None
     };
@@ -67,7 +102,7 @@ pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> 
     };
     let mut array = Array::default();
     let mut head = Some(b'[');
-    let mut response = entries.answer(JSON, move |rows: Vec<StepRow>, is_last| {
+    let mut response = entries.answer(JSON, move |rows: Vec<T>, is_last| {
         let mut text: Vec<u8> = head.take().into_iter().collect();
         for row in rows {
             array.push(&mut text, &Step::from(row));

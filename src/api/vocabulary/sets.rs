@@ -64,6 +64,8 @@ sets! {
     RunLimit = usage::LimitKind::ALL.map(usage::LimitKind::as_str);
     /// Whether a definition may be executed.
     WorkflowStatus = workflow::WorkflowStatus::ALL.map(workflow::WorkflowStatus::as_str);
+    /// Versions in the list of workflows: all of them, or the newest one of each name.
+    ListedVersions = ["all", "newest"];
     /// Status that a caller may set on an agent or a workflow; `deleted` is set by deleting.
     SettableStatus = ["active", "inactive"];
     /// What happens to a run that misses its deadline, besides the event.

@@ -1,7 +1,7 @@
 //! Step attempts of a run, as the API reads them.
 
 use serde_json::value::RawValue;
-use sqlx::{PgConnection, PgExecutor, types::Json};
+use sqlx::{FromRow, PgConnection, PgExecutor, postgres::PgRow, types::Json};
 
 use crate::{
     access::OrganizationId,
@@ -45,12 +45,19 @@ pub async fn output(db: impl PgExecutor<'_>, run_id: &str) -> Result<Option<Json
     Ok(output.flatten())
 }
 
-/// Columns of attempts.
-const COLUMNS: &str = "id, run_id, step_id, step_name, agent_name, status, input_data, output_data, started_at,
-    completed_at, error_message, parent_step_id, branch_name, join_policy,
-    (SELECT child_run_id FROM step_waits w WHERE w.attempt_id = step_executions.id) AS child_run_id,
-    (SELECT jsonb_build_object('calls', 1, 'input_tokens', input_tokens, 'output_tokens', output_tokens, 'cost', cost::text)
-     FROM call_usage c WHERE c.run_id = step_executions.run_id AND c.row_id = step_executions.id LIMIT 1) AS usage";
+/// Columns of attempts, with these ones for their data.
+macro_rules! columns {
+    ($data:literal) => {
+        concat!(
+            $data,
+            ", id, run_id, step_id, step_name, agent_name, status, started_at, completed_at, error_message, parent_step_id,
+            branch_name, join_policy,
+            (SELECT child_run_id FROM step_waits w WHERE w.attempt_id = step_executions.id) AS child_run_id,
+            (SELECT jsonb_build_object('calls', 1, 'input_tokens', input_tokens, 'output_tokens', output_tokens, 'cost', cost::text)
+             FROM call_usage c WHERE c.run_id = step_executions.run_id AND c.row_id = step_executions.id LIMIT 1) AS usage"
+        )
+    };
+}
 
 /// Sort order of the attempts of a run.
 const ORDER: Order = Order { column: "started_at", ascending: true };
@@ -58,21 +65,39 @@ const ORDER: Order = Order { column: "started_at", ascending: true };
 impl ListRow for StepRow {
     const TABLE: Table = Table {
         name: "step_executions",
-        columns: COLUMNS,
+        columns: columns!("input_data, output_data"),
         id: "id",
         is_found_by_value: false,
         large: &["input_data", "output_data", "error_message"],
     };
 }
 
-/// Attempts of the organisation's run; a step may have several.
-pub async fn steps(
+/// Attempt whose input and output are not read.
+#[derive(Debug, sqlx::FromRow)]
+pub struct BareStep {
+    /// The attempt, with an empty input and no output.
+    #[sqlx(flatten)]
+    pub step: StepRow,
+}
+
+impl ListRow for BareStep {
+    const TABLE: Table = Table {
+        columns: columns!("'{}'::json AS input_data, NULL::json AS output_data"),
+        large: &["error_message"],
+        ..StepRow::TABLE
+    };
+}
+
+/// Attempts of the organisation's run, or those with these ids; a step may have several.
+pub async fn steps<T: ListRow + for<'r> FromRow<'r, PgRow>>(
     conn: &mut PgConnection,
     organization: &OrganizationId,
     run_id: &str,
+    ids: &[String],
     page: &PageRequest,
-) -> Result<Entries<StepRow>, Error> {
-    list::page(conn, &Plan::short(Conditions::of_run(organization, run_id), ORDER), page).await
+) -> Result<Entries<T>, Error> {
+    let conditions = Conditions::of_run(organization, run_id).one_of("id", ids);
+    list::page(conn, &Plan::short(conditions, ORDER), page).await
 }
 
 /// Attempt of a run that has ended, as a back-test reads it.

@@ -15,7 +15,7 @@ use crate::{
     },
     db::{
         flow::{FlowState, Waiting},
-        runs::{RunRow, ShownRun, StepRow},
+        runs::{BareStep, RunRow, ShownRun, StepRow},
     },
     input::object_of,
     run::RunStatus,
@@ -430,6 +430,16 @@ pub struct Step {
     child_run_id: Option<String>,
     /// What its call has used; null if it was not counted.
     usage: Option<CallUsage>,
+    /// True if input and output are left out: then `input_data` is empty, and `output_data` null. Otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = bool)]
+    data_omitted: Option<bool>,
+}
+
+impl From<BareStep> for Step {
+    fn from(BareStep { step }: BareStep) -> Self {
+        Self { data_omitted: Some(true), ..step.into() }
+    }
 }
 
 impl From<StepRow> for Step {
@@ -452,6 +462,7 @@ impl From<StepRow> for Step {
             join_policy: row.join_policy,
             child_run_id: row.child_run_id,
             usage: row.usage.map(|usage| usage.0.into()),
+            data_omitted: None,
         }
     }
 }

@@ -14,11 +14,13 @@ use crate::{
         page, parameters, sets,
     },
     db::{self, workflows::Filter},
+    input::FieldError,
 };
 
 /// List workflows
 ///
-/// Every version is an entry of its own.
+/// Every version is an entry of its own, unless `versions` is `newest`: then every name is one, and the other filters are about
+/// its newest version. A workflow whose newest version is deleted or inactive is not active, whatever the older ones are.
 #[utoipa::path(
     get, path = "/workflows", tag = "workflows",
     params(
@@ -26,6 +28,7 @@ use crate::{
         ("status" = Option<Vec<sets::WorkflowStatus>>, Query, explode = false, description = "Any of these"),
         ("name" = Option<String>, Query, description = "Exactly this name"),
         ("name_prefix" = Option<String>, Query, description = "The beginning of the name"),
+        ("versions" = Option<sets::ListedVersions>, Query, description = "All versions (the default), or the newest one of each name"),
         parameters::Created,
         parameters::Updated,
         ("sort_by" = Option<sets::WorkflowSortKey>, Query, description = "Absent is `created_at`"),
@@ -47,11 +50,20 @@ pub async fn list_workflows(State(app): State<App>, caller: Caller, query: Query
         updated: parameters.span("updated")?,
         sort_by: parameters.text("sort_by").unwrap_or_default(),
         ascending: parameters.is_ascending(),
+        is_newest: is_newest(&mut parameters)?,
     };
     let list = ListRequest::read(&app, &parameters, "workflows").await?;
     let (filter, page) = (&filter, &list.page);
     let page = app.reads.read(|mut conn| async move { db::workflows::list(&mut conn, filter, page).await }).await?;
     Ok(page::answer(app, caller, &list, page, Workflow::from))
+}
+
+fn is_newest(parameters: &mut ListQuery<'_>) -> Result<bool, FieldError> {
+    match parameters.text("versions") {
+        None | Some("all") => Ok(false),
+        Some("newest") => Ok(true),
+        Some(_) => Err(FieldError::new("query.versions", "enum", "Input should be 'all' or 'newest'")),
+    }
 }
 
 /// Get a workflow
