@@ -11,6 +11,7 @@ import { Page } from "./page.js";
 import { firstJourneys, runJourneys } from "./run-journeys.js";
 import { screenJourneys } from "./screens.js";
 import { fill, Service } from "./service.js";
+import { stepJourneys } from "./step-journeys.js";
 
 /** @type {Service} */
 let service;
@@ -65,6 +66,7 @@ describe("the console", { concurrency: 2 }, () => {
         formJourneys(context, at);
         liveJourneys(context, at);
         hookJourneys(context, at);
+        stepJourneys(context, at);
         firstJourneys(context);
         longJourneys(context, at);
         // The one that a test has provoked shows that reports arrive.

@@ -1,14 +1,14 @@
-import { html, use, useState } from "../parts/runtime.js";
+import { html, use, useRef, useState } from "../parts/runtime.js";
 import { api, call } from "../parts/api.js";
 import { Graph } from "../parts/graph.js";
 import { Choice, Sure } from "../parts/form.js";
-import { limitWords } from "../parts/hooks.js";
+import { limitWords, problemsOf } from "../parts/hooks.js";
 import { InputForm, useInput } from "../parts/input.js";
 import { PagedTable, Pager, Table, usePage } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
 import { go, mayLeave, place, setQuery, to, unsaved, useGuard } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
-import { can, session } from "../parts/session.js";
+import { can, needs, session } from "../parts/session.js";
 import { Action, download, enter, Facts, Head, isText, Json, Loading, Pending, Problem, say, Status, tabOf, Tabs, Time } from "../parts/ui.js";
 import { Difference } from "./compare.js";
 
@@ -83,18 +83,22 @@ function Start({ item }) {
     const [error, setError] = useState(/** @type {unknown} */ (null));
     const [isTyped, setTyped] = useState(false);
     useGuard(isTyped);
+    // What is sent again is the same run.
+    const sent = useRef({ text: "", key: "" });
     const start = async () => {
         const read = state.read();
         setProblems(read.problems);
         setError(null);
         if (Object.keys(read.problems).length) return;
+        const text = JSON.stringify({ input_data: read.input, priority: Number(priority) });
+        if (sent.current.text !== text) sent.current = { text, key: crypto.randomUUID() };
         try {
-            const run = await api("POST", "/workflows/{workflow_id}/execute", { path: { workflow_id: item.id },
-                body: { input_data: read.input, priority: Number(priority) }, headers: { "idempotency-key": crypto.randomUUID() } });
+            const run = await api("POST", "/workflows/{workflow_id}/execute", { path: { workflow_id: item.id }, text, headers: { "idempotency-key": sent.current.key } });
             say("The run has started");
             unsaved.clear();
             go(to("runs", run.id));
         } catch (cause) {
+            setProblems(problemsOf(cause, "body.input_data"));
             setError(cause);
         }
     };
@@ -153,6 +157,7 @@ function VersionDiff({ id, from, to: other }) {
 /** @param {{ id: string }} props */
 function Use({ id }) {
     const loaded = useGet(can("runs:read") ? "/workflows/{workflow_id}/usage" : null, { path: { workflow_id: id } });
+    if (!can("runs:read")) return html`<p class="faint">${needs("runs:read")}</p>`;
     if (loaded.error) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
     if (!loaded.data) return html`<${Loading} what="what its runs use" />`;
     return html`<${Table} label="Use of models" columns=${["", "Calls", "Input tokens", "Output tokens", "Cost"]}>
@@ -168,5 +173,8 @@ function Remove({ item, onClose }) {
         say(`${item.name} is deleted`);
         go(to("workflows"));
     };
-    return html`<${Sure} title=${`Delete ${item.name}`} text="No further run of it can start. Its runs stay." permission="workflows:write" action="Delete" work=${work} onClose=${onClose} />`;
+    const newest = useGet("/workflows/{workflow_id}/versions", { path: { workflow_id: item.id }, query: { page_size: 1 } });
+    const what = newest.data?.items[0]?.version > item.version ? `Version ${item.version} cannot be executed any more. The newer versions, and with them the workflow, stay as they are.`
+        : `No run can start by the name ${item.name} any more, so its triggers start none. Its runs and versions stay: version ${item.version} cannot be executed, older ones can by their ids. Storing a definition of this name makes its next version.`;
+    return html`<${Sure} title=${`Delete ${item.name}`} text=${what} permission="workflows:write" action="Delete" work=${work} onClose=${onClose} />`;
 }

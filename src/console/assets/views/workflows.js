@@ -5,7 +5,7 @@ import { each, useLoad } from "../parts/load.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { tookMs } from "../parts/run-list.js";
 import { can, session } from "../parts/session.js";
-import { counted, duration, percentile } from "../parts/time.js";
+import { duration, percentile } from "../parts/time.js";
 import { Action, Empty, Head, Status, Time } from "../parts/ui.js";
 import { go } from "../parts/router.js";
 
@@ -17,11 +17,8 @@ export function Workflows() {
     use(session);
     const prefix = query.get("name_prefix") ?? "";
     const status = query.get("status") ?? "active";
-    const loaded = usePage("/workflows", { query: { name_prefix: prefix, status: status === "all" ? "" : status, page_size: 100, sort_by: "name", sort_order: "asc" } });
-    const items = newest(loaded.data?.items ?? []);
-    // The pages are of versions.
-    const what = loaded.data?.total > items.length ? `versions of ${counted(items.length, "workflows")}` : "workflows";
-    const names = items.map((/** @type {any} */ item) => item.name);
+    const loaded = usePage("/workflows", { query: { versions: "newest", name_prefix: prefix, status: status === "all" ? "" : status, page_size: 100, sort_by: "name", sort_order: "asc" } });
+    const names = (loaded.data?.items ?? []).map((/** @type {any} */ item) => item.name);
     const strips = useLoad(async (signal) => {
         if (!can("runs:read")) return new Map();
         const pages = await each(names, 4, (/** @type {string} */ name) => api("GET", "/runs", { query: { name, page_size: STRIP }, signal, quiet: name !== names[0] }));
@@ -32,19 +29,11 @@ export function Workflows() {
         <div class="filters" role="search"><${Filter} name="name_prefix" label="Name begins with" search value=${prefix}
             change=${(/** @type {string} */ value) => setQuery({ name_prefix: value, cursor: null })} />
         <${Filter} name="status" label="Status" value=${status} change=${(/** @type {string} */ value) => setQuery({ status: value, cursor: null })}
-            options=${[["active", "active"], ["inactive", "inactive"], ["all", "all"]]} /></div>
-        <${PagedTable} loaded=${{ ...loaded, data: loaded.data && { ...loaded.data, items } }} label="Workflows" what=${what} columns=${["Name", "Version", "Last runs", `Success of ${STRIP}`, "p95", "Changed", "Description"]}
+            options=${[["active", "active"], ["inactive", "inactive"], ["deleted", "deleted"], ["all", "all"]]} /></div>
+        <${PagedTable} loaded=${loaded} label="Workflows" what="workflows" columns=${["Name", "Version", "Last runs", `Success of ${STRIP}`, "p95", "Changed", "Description"]}
             empty=${html`<${Empty} method="PUT" path="/workflow-names/hello" body=${{ start_step: "a", steps: { a: { id: "a", agent_name: "AGENT", input_mapping: {} } } }}>
                 There are no workflows here. Make one in <a href=${to("workflows", "new")}>the editor</a>, or from a shell:</${Empty}>`}
             row=${(/** @type {any} */ item) => html`<${Row} key=${item.id} item=${item} runs=${strips.data?.get(item.name)} />`} />`;
-}
-
-/** The API lists each version; this list has the newest of each name. @param {any[]} versions @returns {any[]} */
-function newest(versions) {
-    /** @type {Map<string, any>} */
-    const byName = new Map();
-    for (const one of versions) if (!(byName.get(one.name)?.version > one.version)) byName.set(one.name, one);
-    return [...byName.values()];
 }
 
 /** @param {{ item: any, runs: any[] | undefined }} props */
