@@ -1,14 +1,16 @@
 // What the modules compute, without a browser.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { lanesOf, layout, NODE } from "../../src/console/assets/parts/layout.js";
+import { reader } from "../../src/console/assets/parts/attempts.js";
+import { lanesOf, layout, NODE, withPlan } from "../../src/console/assets/parts/layout.js";
 import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, tookMs, toCsv, unread } from "../../src/console/assets/parts/run-list.js";
 import { illness, limitWords, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
 import { withEntry, withPage } from "../../src/console/assets/parts/log.js";
 import { pages } from "../../src/console/assets/parts/load.js";
 import { fields, gather, show } from "../../src/console/assets/parts/schema.js";
-import { align, differences, member, runWords, same, states, tree, withDelta } from "../../src/console/assets/parts/steps.js";
-import { csvLine, curl, diff, fault, hunks, locate, match } from "../../src/console/assets/parts/text.js";
+import { attemptOf, runWords, under, waitsForPeople } from "../../src/console/assets/parts/run-words.js";
+import { align, differences, member, same, states, tree, withDelta } from "../../src/console/assets/parts/steps.js";
+import { clipped, csvLine, curl, diff, exact, fault, hunks, locate, match, pretty } from "../../src/console/assets/parts/text.js";
 import { absolute, bytes, duration, fromField, percentile, relative, toField } from "../../src/console/assets/parts/time.js";
 
 const NOW = Date.parse("2026-11-29T12:00:00Z");
@@ -287,4 +289,104 @@ test("a local time in full says how far it is from UTC, in winter and in summer"
         if (zone === undefined) delete process.env.TZ;
         else process.env.TZ = zone;
     }
+});
+
+test("the fault of a JSON text is named by its line and in words, whatever browser", () => {
+    for (const [text, line, words] of /** @type {[string, number, string][]} */ ([
+        ['{\n "a": 1\n "b": 2,\n "c": 3\n}', 3, 'Expected a comma or }, found "b"'], ['{\n "a": 1,\n}\n\n', 3, "Expected a name in double quotes, found }"],
+        ['{\n "a": tru,\n "b": 1}', 2, "Expected a value, found tru"], ['{\n "a" 1}', 2, "Expected a colon, found 1"], ['[1,\n2', 2, "Expected a comma or ], found the end of the text"],
+        ['{"a": "x\n"}', 1, "Expected a value, found a text that does not end on its line, or has a wrong \\"], ["{}\n x", 2, "Expected the end, found x"], ['{\n\'a\': 1}', 2, "Expected a name in double quotes or }, found 'a':"],
+        ["[01]", 1, "Expected a value, found 01"], ["", 1, "Expected a value, found the end of the text"]])) {
+        assert.deepEqual(fault(text), { line, message: words }, text);
+    }
+    const text = JSON.stringify({ a: [1, -2.5e-7, true, null, "\u00e9\n\"\\", {}, []], b: { c: [[], [{}]] } }, null, 1);
+    assert.equal(fault(text), null);
+    // Each text without one character is a fault at a line that exists, or none.
+    for (let at = 0; at < text.length; at++) {
+        const found = fault(text.slice(0, at) + text.slice(at + 1));
+        assert.ok(!found || found.line <= text.split("\n").length && !found.message.endsWith("found "), `${at}: ${JSON.stringify(found)}`);
+    }
+});
+
+test("numbers that JavaScript cannot keep are written again as they were, where the browser can do that", { skip: !("rawJSON" in JSON) }, () => {
+    const text = '{"a":12345678901234567890,"b":[1.10,-0,1e2,0.1,7],"c":"1.10"}';
+    const value = exact(text);
+    assert.equal(JSON.stringify(value), text);
+    assert.deepEqual([value.b[3], value.b[4], value.c], [0.1, 7, "1.10"]);
+    assert.equal(exact('{"a":1,"b":[true]}').a, 1);
+    const form = fields({ type: "object", properties: { amount: { type: "number" }, more: { type: "object" } } });
+    assert.ok(form);
+    assert.equal(JSON.stringify(gather(form, { amount: "1.10", more: "[12345678901234567890]" }).input), '{"amount":1.10,"more":[12345678901234567890]}');
+    assert.equal(show(form[0], value.a), "12345678901234567890");
+    const wait = layout({ start_step: "w", steps: { w: { id: "w", type: "wait", wait_config: exact('{"duration_seconds": 1.0}') } } });
+    assert.equal(wait.boxes[0]?.label, "wait 1.0 s");
+});
+
+test("values that are nested too deeply are no failure of a screen", () => {
+    let deep = [];
+    for (let level = 0; level < 100_000; level++) deep = [deep];
+    assert.match(pretty(deep), /too deeply/);
+    assert.equal(same(deep, []), false);
+    assert.equal(clipped("abcdef", 4), "abcd… (2 more characters)");
+});
+
+test("the table has the steps that have not begun where the definition has them", () => {
+    const steps = { ...chainOf(4), s1: { id: "s1", type: "parallel", parallel_steps: ["x", "y"], next_step: "s2" }, x: agent("x"), y: agent("y"), alone: agent("alone") };
+    const rows = tree([attempt("s0", "COMPLETED"), attempt("s1", "RUNNING"), attempt("y", "RUNNING", { parent_step_id: "s1", branch_name: "y" }), attempt("gone", "FAILED")]);
+    const shown = withPlan(rows, { start_step: "s0", steps });
+    assert.deepEqual(shown.map((row) => [row.id, row.depth, row.attempts.length]), [["s0", 0, 1], ["s1", 0, 1], ["y", 1, 1], ["x", 1, 0], ["s2", 0, 0], ["s3", 0, 0], ["gone", 0, 1], ["alone", 0, 0]]);
+    assert.equal(new Set(shown.map((row) => row.key)).size, shown.length);
+    assert.deepEqual(withPlan(rows, null), rows);
+    assert.equal(withPlan([], { start_step: "a", steps: { a: { id: "a", type: "parallel", parallel_steps: ["a", "a"] } } }).length, 1);
+    const loop = tree([attempt("each", "RUNNING"), ...Array.from({ length: 100_000 }, (_, index) => attempt("s", "COMPLETED", { parent_step_id: "each", branch_name: String(index) }))]);
+    assert.equal(withPlan(loop, { start_step: "each", steps: { each: agent("each") } }).length, 100_001);
+});
+
+test("a run says which attempt it is at, of how many, and why the one before has failed", () => {
+    const run = { status: "RUNNING", created_at: "2026-11-29T11:00:00Z", paused_at: null };
+    const worker = { name: "a", retry_config: { max_retries: 3, initial_delay_ms: 1000, max_delay_ms: 30_000, backoff_multiplier: 2 } };
+    const failed = (/** @type {any[]} */ ...more) => tree([attempt("mail", "FAILED", { error_message: "HTTP 503" }), ...more]);
+    const words = (/** @type {any[]} */ rows, /** @type {any} */ about = { agent: worker }) => runWords(run, [], rows, NOW, about);
+    assert.equal(words(failed(attempt("mail", "RUNNING"))), "running step mail, attempt 2 of 3 for 1 h; the attempt before has failed: HTTP 503");
+    assert.equal(words(failed()), "at step mail, attempt 1 of 3 has failed, the next one follows, usually within 1.0 s: HTTP 503");
+    assert.equal(words(failed(attempt("mail", "FAILED", { error_message: "HTTP 500" }))), "at step mail, attempt 2 of 3 has failed, the next one follows, usually within 2.0 s: HTTP 500");
+    assert.equal(words(failed(attempt("mail", "FAILED"), attempt("mail", "FAILED", { error_message: "HTTP 500" }))), "at step mail, attempt 3 of 3 has failed: HTTP 500");
+    assert.equal(words(failed(attempt("mail", "RUNNING")), {}), "running step mail, attempt 2 for 1 h; the attempt before has failed: HTTP 503");
+    assert.equal(attemptOf(failed(attempt("mail", "RUNNING", { agent_name: "other" }))[0], worker).words, "attempt 1");
+    assert.equal(under({ ...run, paused_at: "x" }, failed()), null);
+    assert.equal(under(run, failed(attempt("rest", "PENDING"))), null);
+});
+
+test("what a step waits for is told without its callback, and a callback whose step has not begun waits for nobody", () => {
+    const run = { status: "RUNNING", created_at: "2026-11-29T11:00:00Z", paused_at: null };
+    const rows = tree([attempt("approve", "PENDING", { agent_name: "" })]);
+    const steps = { approve: { type: "callback", callback_config: { approval: { role: "manager" } } } };
+    assert.equal(runWords(run, [], rows, NOW, { steps }), "waiting for approval by manager at step approve for 1 h");
+    assert.equal(runWords(run, [], rows, NOW), "waiting at step approve for 1 h");
+    const early = { is_approval: true, role: "manager", step_id: "later", step_execution_id: null, created_at: run.created_at };
+    assert.equal(runWords(run, [early], tree([attempt("mail", "RUNNING")]), NOW), "running step mail for 1 h");
+    assert.deepEqual([{ type: "callback" }, { agent_name: "clerk", on_question: "ask" }, { type: "wait" }, undefined].map(waitsForPeople), ["for an answer", "for an answer to clerk", "", ""]);
+});
+
+test("attempts that have ended are not read again with each change of their run", async () => {
+    /** Pages of two, of which the first one has a block that goes on. @type {string[]} */
+    const states = ["RUNNING", ...Array(9).fill("COMPLETED"), "RUNNING"];
+    /** @type {string[]} */
+    let asked = [];
+    const read = reader("r", 100, async (_, cursor) => {
+        asked.push(cursor ?? "0");
+        const from = Number(cursor);
+        return { cursor, items: states.slice(from, from + 2).map((status, index) => ({ id: from + index, status })), next: from + 2 < states.length ? String(from + 2) : null };
+    });
+    const ids = async () => (await read(new AbortController().signal)).items.map(({ id, status }) => `${id} ${status}`);
+    const all = () => states.map((status, id) => `${id} ${status}`);
+    assert.deepEqual(await ids(), all());
+    assert.deepEqual(asked.splice(0), ["0", "2", "4", "6", "8", "10"]);
+    states[10] = "COMPLETED";
+    states.push("PENDING", "RUNNING");
+    assert.deepEqual(await ids(), all());
+    assert.deepEqual(asked.splice(0), ["0", "8", "10", "12"]);
+    states[0] = "COMPLETED";
+    await ids();
+    assert.deepEqual([await ids(), asked.slice(-2)], [all(), ["10", "12"]]);
 });

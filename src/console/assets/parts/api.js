@@ -1,5 +1,6 @@
 // The only way to the service: an ordinary client of the REST API, and a list of the calls behind the screen.
 import { signal } from "./runtime.js";
+import { exact } from "./text.js";
 
 /** @typedef {{ field: string, message: string, type: string }} FieldError */
 /** @typedef {{ method: string, url: string, body?: string | undefined, headers?: Record<string, string> | undefined }} Call */
@@ -8,6 +9,7 @@ import { signal } from "./runtime.js";
  * @property {Record<string, string>} [path] members of the path
  * @property {Record<string, string | number | boolean | null | undefined>} [query]
  * @property {unknown} [body]
+ * @property {string} [text] the body as a JSON text
  * @property {Record<string, string>} [headers]
  * @property {AbortSignal} [signal]
  * @property {boolean} [quiet] not listed among the calls of the screen
@@ -87,7 +89,7 @@ export function list(call) {
  */
 export async function call(method, path, options = {}) {
     const url = address(path, options);
-    const body = options.body === undefined ? undefined : JSON.stringify(options.body);
+    const body = options.text ?? (options.body === undefined ? undefined : JSON.stringify(options.body));
     if (!options.quiet) list({ method, url, body, headers: options.headers });
     const late = AbortSignal.timeout(PATIENCE_MS);
     /** @type {RequestInit} */
@@ -113,6 +115,18 @@ export async function call(method, path, options = {}) {
     return { data: await read(response), headers: response.headers, status: response.status };
 }
 
+/** Members with values of people, whose numbers stay as they are written. The service's own members have plain numbers. */
+const THEIRS = ["input_data", "output_data", "answer", "data", "workflow_data", "input_schema", "answer_schema", "input", "before", "after", "recorded", "replayed", "mocks"];
+
+/** Takes these members from the exact value. @param {any} data @param {any} kept */
+function keep(data, kept) {
+    if (data === kept || data === null || typeof data !== "object") return;
+    for (const name of Object.keys(data)) {
+        if (THEIRS.includes(name)) data[name] = kept[name];
+        else keep(data[name], kept[name]);
+    }
+}
+
 /** @param {Response} response */
 async function read(response) {
     const text = await response.text();
@@ -121,6 +135,7 @@ async function read(response) {
     if (text && response.headers.get("content-type")?.includes("json")) {
         try {
             data = JSON.parse(text);
+            keep(data, exact(text, data));
         } catch {
             throw new ApiError(response.status, { detail: "The answer was cut off", code: "incomplete" });
         }

@@ -33,49 +33,58 @@ function mark(x, y, status) {
     return [svg("path", { class: "mark", d: shape, transform: `translate(${x} ${y})` })];
 }
 
-/**
- * Draws a layout; `choose` is told which step was pressed.
- * @param {Element} target @param {import("./layout.js").Layout} layout
- * @param {Map<string, { status: string, count: number, failed: number, attempts: number }>} states
- * @param {((id: string) => void) | null} choose
- */
-export function drawGraph(target, layout, states, choose) {
-    const edges = svg("g", { class: "edges" });
-    for (const edge of layout.edges) {
-        const reached = states.has(edge.from) && states.has(edge.to);
-        edges.append(svg("path", { d: edge.path, class: reached ? "edge taken" : "edge", "marker-end": "url(#arrow)" }));
-    }
-    const boxes = svg("g", { class: "boxes" });
-    for (const box of layout.boxes) {
-        const state = states.get(box.id);
-        const status = state?.status ?? "";
-        const name = shorten(box.id, box.width - (status ? 40 : 24));
-        const indent = 12 + Math.min(box.id.length, 24) * 7.4 + 8;
-        const what = shorten(box.label, box.block ? box.width - 40 - indent : box.width - 24);
-        const count = state && state.count > 1 && !box.block ? `×${state.count}` : "";
-        // What is seen comes first, so that it can be said to a computer; then what was cut off.
-        const words = [[name, what, count].filter(Boolean).join(" "), name === box.id ? "" : box.id, what === box.label ? "" : box.label,
-            status.toLowerCase(), state?.failed && state.count > 1 ? `${state.failed} failed` : ""];
-        const group = svg("g", {
-            class: `box ${box.block ? "block" : "leaf"} s-${status || "none"} t-${box.type}`, "data-step": box.id,
-            transform: `translate(${box.x} ${box.y})`, "aria-label": words.filter(Boolean).join(", "),
-            ...(choose ? { role: "button", tabindex: -1 } : { role: "img" }),
-        });
-        group.append(
-            svg("rect", { width: box.width, height: box.height, rx: 7 }),
-            svg("text", { x: 12, y: 19, class: "name" }, name), " ",
-            svg("text", box.block ? { x: indent, y: 19, class: "what" } : { x: 12, y: 35, class: "what" }, what),
-            ...mark(box.width - 22, 9, status),
-        );
-        if (count) group.append(" ", svg("text", { x: box.width - 10, y: 36, class: "count", "text-anchor": "end" }, count));
-        boxes.append(group);
-    }
+/** @typedef {Map<string, { status: string, count: number, failed: number, attempts: number }>} States */
+
+/** What each box shows. @type {WeakMap<Element, string>} */
+const shown = new WeakMap();
+
+/** Draws a layout. @param {Element} target @param {import("./layout.js").Layout} layout @param {States} states @param {boolean} isButton */
+export function drawGraph(target, layout, states, isButton) {
+    const edges = svg("g", { class: "edges" }, ...layout.edges.map((edge) => svg("path", { d: edge.path, "marker-end": "url(#arrow)" })));
+    const boxes = svg("g", { class: "boxes" }, ...layout.boxes.map((box) => svg("g", { "data-step": box.id, transform: `translate(${box.x} ${box.y})`,
+        ...(isButton ? { role: "button", tabindex: -1 } : { role: "img" }) },
+    svg("rect", { width: box.width, height: box.height, rx: 7 }),
+    svg("text", { x: 12, y: 19, class: "name" }), " ",
+    svg("text", { x: box.block ? 20 + Math.min(box.id.length, 24) * 7.4 : 12, y: box.block ? 19 : 35, class: "what" }),
+    svg("path", { class: "mark", transform: `translate(${box.width - 22} 9)` }), " ",
+    svg("text", { x: box.width - 10, y: 36, class: "count", "text-anchor": "end" }))));
     const notes = svg("g", { class: "notes" });
     for (const note of layout.notes) notes.append(svg("text", { x: note.x, y: note.y }, shorten(note.text, 400)));
     const arrow = svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 6, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" },
         svg("path", { d: "M0 0.5 7 4 0 7.5z" }));
     target.replaceChildren(svg("defs", {}, arrow), boxes, edges, notes);
-    boxes.querySelector(".box")?.setAttribute("tabindex", choose ? "0" : "-1");
+    boxes.firstElementChild?.setAttribute("tabindex", isButton ? "0" : "-1");
+    paintGraph(target, layout, states);
+}
+
+/** Shows these states in a layout that is drawn. No element is replaced, so that no press on one is lost.
+ * @param {Element} target @param {import("./layout.js").Layout} layout @param {States} states */
+export function paintGraph(target, layout, states) {
+    const [, boxes, edges] = target.children;
+    for (const [index, box] of layout.boxes.entries()) {
+        const group = boxes?.children[index];
+        const state = states.get(box.id);
+        const status = state?.status ?? "";
+        const count = state && state.count > 1 && !box.block ? `×${state.count}` : "";
+        const now = `${status} ${count} ${state?.failed}`;
+        if (!group || shown.get(group) === now) continue;
+        shown.set(group, now);
+        const name = shorten(box.id, box.width - (status ? 40 : 24));
+        const what = shorten(box.label, box.block ? box.width - 60 - Math.min(box.id.length, 24) * 7.4 : box.width - 24);
+        // What is seen comes first, so that it can be said to a computer; then what was cut off.
+        const words = [[name, what, count].filter(Boolean).join(" "), name === box.id ? "" : box.id, what === box.label ? "" : box.label,
+            status.toLowerCase(), state?.failed && state.count > 1 ? `${state.failed} failed` : ""];
+        group.setAttribute("class", `box ${box.block ? "block" : "leaf"} s-${status || "none"} t-${box.type}${group.classList.contains("chosen") ? " chosen" : ""}`);
+        group.setAttribute("aria-label", words.filter(Boolean).join(", "));
+        const [, title, about, mark, times] = group.children;
+        if (title) title.textContent = name;
+        if (about) about.textContent = what;
+        mark?.setAttribute("d", SHAPES[status] ?? "");
+        if (times) times.textContent = count;
+    }
+    for (const [index, edge] of layout.edges.entries()) {
+        edges?.children[index]?.setAttribute("class", states.has(edge.from) && states.has(edge.to) ? "edge taken" : "edge");
+    }
 }
 
 /** Draws again; the keyboard stays at the step where it is. @param {Element} target @param {() => void} draw */

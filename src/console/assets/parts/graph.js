@@ -1,14 +1,15 @@
 // A definition or a run as a graph: zoom, and a summary in words.
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./runtime.js";
-import { drawGraph, listen, redraw } from "./draw.js";
+import { drawGraph, listen, paintGraph, redraw } from "./draw.js";
 import { layout } from "./layout.js";
 
 const NOTHING = new Map();
 
 /**
- * @param {{ definition: any, states?: Map<string, any>, choose?: (id: string) => void, chosen?: string | null, label: string }} props
+ * @param {{ definition: any, states?: Map<string, any>, choose?: (id: string) => void, chosen?: string | null, label: string,
+ *   text?: string }} props `text`: where the same is as text
  */
-export function Graph({ definition, states, choose, chosen, label }) {
+export function Graph({ definition, states, choose, chosen, label, text }) {
     const frame = useRef(/** @type {SVGSVGElement | null} */ (null));
     const [zoom, setZoom] = useState(1);
     const room = useWidth(frame);
@@ -16,16 +17,19 @@ export function Graph({ definition, states, choose, chosen, label }) {
     const press = useRef(choose);
     press.current = choose;
     const known = states ?? NOTHING;
-    const words = useMemo(() => summary(placed, known), [placed, known]);
+    const words = useMemo(() => `${summary(placed, known)}${text ? ` ${text}` : ""}`, [placed, known, text]);
     useLayoutEffect(() => {
         const target = frame.current;
-        if (target) redraw(target, () => drawGraph(target, placed, known, choose ? (id) => press.current?.(id) : null));
+        if (target) redraw(target, () => drawGraph(target, placed, known, Boolean(choose)));
+    }, [placed]);
+    useLayoutEffect(() => {
+        if (frame.current) paintGraph(frame.current, placed, known);
     }, [placed, known]);
     useLayoutEffect(() => {
         if (!frame.current) return;
         for (const box of frame.current.querySelectorAll(".box.chosen")) box.classList.remove("chosen");
         if (chosen) find(frame.current, chosen)?.classList.add("chosen");
-    }, [chosen, placed, known]);
+    }, [chosen, placed]);
     useEffect(() => (frame.current && choose ? listen(frame.current, (id) => press.current?.(id)) : undefined), [Boolean(choose)]);
     const scale = (/** @type {number} */ by) => setZoom(Math.min(2.5, Math.max(0.2, zoom * by)));
     return html`<div class="graph"><div class="graph-scroll" role="region" aria-label=${`${label}: drawing`} tabindex="0">
@@ -68,5 +72,5 @@ function summary(placed, states) {
         if (status) counts.set(status, (counts.get(status) ?? 0) + 1);
     }
     const parts = [...counts].map(([status, count]) => `${count} ${status.toLowerCase()}`);
-    return `${placed.boxes.length} steps${parts.length ? `: ${parts.join(", ")}` : ""}. The table has the same as text.`;
+    return `${placed.boxes.length} steps${parts.length ? `: ${parts.join(", ")}` : ""}.`;
 }

@@ -1,7 +1,7 @@
 // An input as a form, by the schema of the workflow, or as JSON.
 import { html, useState } from "./runtime.js";
 import { fields, gather, show } from "./schema.js";
-import { fault, pretty } from "./text.js";
+import { exact, fault, pretty } from "./text.js";
 import { typed, valueOf } from "./list.js";
 
 /** The state of a form: what was typed, and the input that it means. @param {any} schema @param {any} initial */
@@ -23,7 +23,7 @@ export function useInput(schema, initial) {
         }
         const found = fault(json);
         if (found) return { input: null, problems: { "": `Line ${found.line}: ${found.message}` } };
-        const input = JSON.parse(json);
+        const input = exact(json);
         const isObject = input !== null && typeof input === "object" && !Array.isArray(input);
         return isObject ? { input, problems: {} } : { input: null, problems: { "": "The input must be an object" } };
     };

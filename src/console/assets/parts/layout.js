@@ -164,7 +164,7 @@ function label(step) {
         case "fork_join": return `fork, join ${step.fork_join_config?.join_policy ?? "all"}`;
         case "wait": {
             const config = step.wait_config ?? {};
-            return `wait ${config.until ?? config.duration ?? (config.duration_seconds === undefined ? "" : `${config.duration_seconds} s`)}`;
+            return `wait ${config.until ?? config.duration ?? (config.duration_seconds === undefined ? "" : `${typeof config.duration_seconds === "object" ? JSON.stringify(config.duration_seconds) : config.duration_seconds} s`)}`;
         }
         case "callback": return step.callback_config?.approval ? "approval" : "callback";
         case "sub_workflow": {
@@ -173,4 +173,38 @@ function label(step) {
         }
         default: return String(step.agent_name ?? step.type ?? "");
     }
+}
+
+/** The rows with the steps of the definition that have not begun, where they stand in it.
+ * @param {import("./steps.js").StepRow[]} rows @param {any} definition @returns {import("./steps.js").StepRow[]} */
+export function withPlan(rows, definition) {
+    const steps = definition?.steps ?? {};
+    const begun = new Set(rows.map((row) => row.id));
+    /** Rows of the main chain by step, each with what is inside of it. @type {Map<string, import("./steps.js").StepRow[]>} */
+    const trees = new Map();
+    let last = "";
+    for (const row of rows) {
+        if (!row.depth) last = row.id;
+        const tree = trees.get(last);
+        if (tree) tree.push(row);
+        else trees.set(last, [row]);
+    }
+    /** @type {import("./steps.js").StepRow[]} */
+    const ordered = [];
+    const seen = new Set();
+    const take = (/** @type {string} */ id) => {
+        for (const row of trees.get(id) ?? []) ordered.push(row);
+        trees.delete(id);
+    };
+    const visit = (/** @type {string} */ id, /** @type {string | null} */ parent, /** @type {string | null} */ branch, /** @type {number} */ depth) => {
+        if (seen.has(id) || depth > MAX_DEPTH) return;
+        seen.add(id);
+        if (!parent) take(id);
+        if (!begun.has(id)) ordered.push({ key: `not begun ${id}`, id, parent, branch, depth, attempts: [], last: null });
+        for (const lane of lanesOf(steps[id] ?? {})) for (const one of lane.ids) visit(one, id, lane.name || one, depth + 1);
+    };
+    for (const id of follow(steps, definition?.start_step)) visit(id, null, null, 0);
+    for (const id of [...trees.keys()]) take(id);
+    for (const id of Object.keys(steps)) visit(id, null, null, 0);
+    return ordered;
 }

@@ -1,4 +1,5 @@
 // Pure: a form for a JSON Schema. What a form cannot show is edited as JSON; the service checks the input.
+import { exact, fault } from "./text.js";
 
 /**
  * @typedef {object} Field
@@ -74,14 +75,14 @@ function read(field, text) {
             const number = Number(text);
             if (!Number.isFinite(number)) throw new Error("This is no number");
             if (field.kind === "integer" && !Number.isInteger(number)) throw new Error("This is no whole number");
-            return number;
+            return fault(text) ? number : exact(text);
         }
-        case "choice": return JSON.parse(text);
+        case "choice": return exact(text);
         default:
             // Of a list a text with a bracket is JSON, any other one has an item on each line.
             if (field.kind === "lines" && !text.trimStart().startsWith("[")) return text.split("\n").map((line) => line.trim()).filter(Boolean);
             try {
-                return JSON.parse(text);
+                return exact(text);
             } catch {
                 throw new Error("This is no JSON");
             }
@@ -96,5 +97,5 @@ export function show(field, value = field.initial) {
     }
     if (field.kind === "lines") return JSON.stringify(value);
     if (field.kind === "json" || field.kind === "choice") return JSON.stringify(value);
-    return String(value);
+    return typeof value === "object" ? JSON.stringify(value) : String(value);
 }

@@ -1,5 +1,4 @@
 // Pure: what the attempts of a run say about its steps.
-import { duration, span } from "./time.js";
 
 /** @typedef {any} Attempt a StepExecution of the API */
 /**
@@ -9,7 +8,7 @@ import { duration, span } from "./time.js";
  * @property {string | null} parent
  * @property {string | null} branch
  * @property {number} depth
- * @property {Attempt[]} attempts
+ * @property {Attempt[]} attempts none: the step has not begun
  * @property {Attempt} last
  */
 
@@ -99,35 +98,6 @@ export function placeOf(row) {
     return row.parent === null ? row.id : `${row.parent} / ${row.branch ?? ""} / ${row.id}`;
 }
 
-/** @param {any} run @param {any[]} callbacks @param {StepRow[]} rows @param {number} now */
-export function runWords(run, callbacks, rows, now) {
-    const last = (/** @type {string} */ status) => rows.filter((row) => row.last.status === status);
-    const until = (/** @type {string} */ since) => duration(span(since, null, now));
-    if (run.status === "PENDING") {
-        if (run.waiting && !run.paused_at) return `held by ${run.waiting.reason} for ${until(run.created_at)}: ${run.waiting.message}`;
-        return run.paused_at ? `paused before it began, ${until(run.paused_at)} ago`
-            : `waiting for an executor for ${until(run.created_at)}`;
-    }
-    if (run.status === "RUNNING") {
-        if (run.paused_at) return `paused ${until(run.paused_at)} ago; no further step begins`;
-        const waiting = callbacks.find((one) => one.step_execution_id) ?? callbacks[0];
-        if (waiting) return `waiting ${waitsFor(waiting)} for ${until(waiting.created_at)}, at step ${waiting.step_id}`;
-        const pending = last("PENDING")[0];
-        const running = last("RUNNING").filter((row) => row.last.agent_name);
-        if (!running.length && pending) return `waiting at step ${pending.id} for ${until(pending.last.started_at)}`;
-        const busy = running[0];
-        if (!busy) return `running for ${until(run.created_at)}`;
-        const again = busy.attempts.length > 1 ? `, attempt ${busy.attempts.length}` : "";
-        const more = running.length > 1 ? ` and ${running.length - 1} more` : "";
-        return `running step ${busy.id}${again}${more} for ${until(busy.last.started_at)}`;
-    }
-    const took = duration(span(run.created_at, run.completed_at ?? run.cancelled_at ?? run.updated_at, now));
-    if (run.status === "COMPLETED") return `in ${took}`;
-    if (run.status === "CANCELLED") return `after ${took}${run.cancelled_by ? ` by ${run.cancelled_by}` : ""}`;
-    const failed = last("FAILED").find((row) => row.last.agent_name) ?? last("FAILED")[0];
-    return `after ${took}${failed ? ` at step ${failed.id}` : ""}`;
-}
-
 /** What a callback waits for. @param {any} callback */
 export function waitsFor(callback) {
     if (callback.is_approval) return `for approval by ${callback.role ?? "anybody with the address"}`;
@@ -169,7 +139,12 @@ export function differences({ left, right }) {
 
 /** @param {unknown} a @param {unknown} b @returns {boolean} */
 export function same(a, b) {
-    return JSON.stringify(sorted(a)) === JSON.stringify(sorted(b));
+    try {
+        return JSON.stringify(sorted(a)) === JSON.stringify(sorted(b));
+    } catch {
+        // Nested too deeply to be compared.
+        return false;
+    }
 }
 
 /** @param {any} value @returns {any} */

@@ -125,16 +125,62 @@ export function lineOf(text, offset) {
     return line;
 }
 
-/** The fault of a text that is no JSON, or null. @param {string} text */
+const SPACE = /[ \t\n\r]*/y;
+const TOKEN = /[{}[\],:]|"(?:[^"\\\0-\x1f]|\\(?:["\\/bfnrt]|u[\da-fA-F]{4}))*"|(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null)(?![\w.+-])/y;
+/** The kinds of tokens that may come: marks, "s" a text, "v" another value; and their words. @type {Record<string, string>} */
+const WANTED = { "s": "a name in double quotes", "s}": "a name in double quotes or }", ":": "a colon", ",}": "a comma or }", ",]": "a comma or ]", "": "the end" };
+
+/** The fault of a text that is no JSON, or null. Browsers do not all say where it is. @param {string} text */
 export function fault(text) {
     try {
         JSON.parse(text);
         return null;
-    } catch (error) {
-        const message = error instanceof Error ? error.message : "This is no JSON";
-        const position = /position (\d+)/.exec(message);
-        const offset = position ? Number(position[1]) : text.length;
-        return { line: lineOf(text, offset), message: message.replace(/^JSON\.parse: /, "").split(" in JSON at")[0] ?? "" };
+    } catch {
+        /** @type {string[]} */
+        const open = [];
+        let wants = "{[sv";
+        for (let at = 0; ;) {
+            SPACE.lastIndex = at;
+            SPACE.test(text);
+            TOKEN.lastIndex = at = SPACE.lastIndex;
+            const token = TOKEN.exec(text)?.[0] ?? "";
+            const kind = "{}[],:".includes(token) ? token : token[0] === '"' ? "s" : "v";
+            if (!kind || !wants.includes(kind)) {
+                const found = at >= text.length ? "the end of the text" : text[at] === '"' && !token ? "a text that does not end on its line, or has a wrong \\"
+                    : token || text.slice(at).split(/[\s,\]}]/, 1)[0] || text[at] || "";
+                return { line: lineOf(text, at), message: `Expected ${WANTED[wants] ?? "a value"}, found ${found.slice(0, 80)}` };
+            }
+            if (kind === ":") wants = "{[sv";
+            else if (kind === ",") wants = open.at(-1) === "{" ? "s" : "{[sv";
+            else if (kind === "s" && wants[0] === "s") wants = ":";
+            else if (kind === "{" || kind === "[") {
+                open.push(kind);
+                wants = kind === "{" ? "s}" : "{[sv]";
+            } else {
+                if (kind === "}" || kind === "]") open.pop();
+                wants = !open.length ? "" : open.at(-1) === "{" ? ",}" : ",]";
+            }
+            at += token.length;
+        }
+    }
+}
+
+/** A number whose text is kept when it is written again; only new browsers can. @type {undefined | ((source: string) => unknown)} */
+const raw = /** @type {any} */ (JSON).rawJSON;
+/** Whether a text may have numbers of which JavaScript would make other ones, or write them otherwise. */
+const ODD = /(?:^|[\s:,[])(?:-0|-?(?:\d{16}|\d+[.eE]))/;
+
+/** The value of a JSON text. Numbers that JavaScript cannot keep as they are written, such as 1.10 and those above 2^53, become
+ * objects that are written again in the same way. @param {string} text @param {any} [value] what JavaScript makes of it @returns {any} */
+export function exact(text, value = JSON.parse(text)) {
+    if (!raw || !ODD.test(text)) return value;
+    const keep = (/** @type {string} */ _, /** @type {unknown} */ one, /** @type {any} */ context) =>
+        (typeof one === "number" && String(one) !== context.source ? raw(context.source) : one);
+    try {
+        return JSON.parse(text, /** @type {any} */ (keep));
+    } catch {
+        // Nested too deeply for that.
+        return value;
     }
 }
 
@@ -142,13 +188,20 @@ export function fault(text) {
 export function parsed(text) {
     const found = fault(text);
     if (found) throw new Error(`Line ${found.line}: ${found.message}`);
-    return JSON.parse(text);
+    return exact(text);
 }
 
 /** A value as a text for people. @param {unknown} value */
 export function pretty(value) {
-    return value === undefined ? "" : JSON.stringify(value, null, 2);
+    try {
+        return value === undefined ? "" : JSON.stringify(value, null, 2);
+    } catch {
+        return "(nested too deeply to be shown)";
+    }
 }
+
+/** The beginning of a long line, which says so. @param {string} text @param {number} most */
+export const clipped = (text, most) => (text.length > most ? `${text.slice(0, most)}… (${text.length - most} more characters)` : text);
 
 /** One line of CSV; what a spreadsheet would execute is a text. @param {unknown[]} values */
 export function csvLine(values) {

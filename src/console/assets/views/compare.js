@@ -1,24 +1,27 @@
-import { html, use, useState } from "../parts/runtime.js";
-import { api, call } from "../parts/api.js";
+import { html, use, useMemo, useState } from "../parts/runtime.js";
+import { api } from "../parts/api.js";
+import { readWhole } from "../parts/attempts.js";
 import { Table, valueOf } from "../parts/list.js";
 import { useLoad } from "../parts/load.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
 import { align, differences, placeOf, tree } from "../parts/steps.js";
-import { diff, hunks, pretty } from "../parts/text.js";
-import { duration, span } from "../parts/time.js";
+import { clipped, diff, hunks, pretty } from "../parts/text.js";
+import { duration, figure, span } from "../parts/time.js";
 import { Head, Loading, Problem, Status, Time } from "../parts/ui.js";
 
 /** Attempts of each run that are compared. */
 const ATTEMPTS = 1000;
+/** Lines of a difference that are shown, and characters of a line. */
+const LINES = 2000;
+const WIDTH = 1000;
 
 /** @param {string} id @param {AbortSignal} signal */
 async function read(id, signal) {
     if (!id) return null;
     const path = { run_id: id };
-    const [run, steps] = await Promise.all([api("GET", "/runs/{run_id}", { path, signal }),
-        call("GET", "/runs/{run_id}/steps", { path, query: { page_size: ATTEMPTS }, signal })]);
-    return { run, rows: tree(steps.data), isCut: Boolean(steps.headers.get("link")) };
+    const [run, { items, isCut }] = await Promise.all([api("GET", "/runs/{run_id}", { path, signal }), readWhole(id, ATTEMPTS, signal)]);
+    return { run, rows: tree(items), isCut };
 }
 
 export function Compare() {
@@ -46,7 +49,7 @@ function Choice({ name, label, value }) {
 function Both({ left, right }) {
     const [only, setOnly] = useState(false);
     const [open, setOpen] = useState("");
-    const pairs = align(left.rows, right.rows).map((pair) => ({ ...pair, changes: differences(pair) }));
+    const pairs = useMemo(() => align(left.rows, right.rows).map((pair) => ({ ...pair, changes: differences(pair) })), [left, right]);
     const shown = only ? pairs.filter((pair) => pair.changes.length) : pairs;
     const changed = pairs.filter((pair) => pair.changes.length).length;
     const took2 = (/** @type {any} */ row) => (row ? duration(span(row.last.started_at, row.last.completed_at, Date.now())) : "");
@@ -78,9 +81,10 @@ function Both({ left, right }) {
 
 /** @param {{ before: unknown, after: unknown }} props */
 export function Difference({ before, after }) {
-    const lines = diff(pretty(before ?? null), pretty(after ?? null));
-    if (!lines.some((line) => line.kind !== "same")) return html`<p class="faint">The same.</p>`;
-    return html`<div class="diff mono" tabindex="0" role="group" aria-label="Differences">${hunks(lines).slice(0, 2000).map((line, index) => line === null
+    const lines = useMemo(() => hunks(diff(pretty(before ?? null), pretty(after ?? null))), [before, after]);
+    if (!lines.some((line) => line && line.kind !== "same")) return html`<p class="faint">The same.</p>`;
+    return html`<div class="diff mono" tabindex="0" role="group" aria-label="Differences">${lines.slice(0, LINES).map((line, index) => line === null
         ? html`<div class="gap" key=${index}>…</div>`
-        : html`<div class=${line.kind} key=${index}><span class="sign">${line.kind === "added" ? "+" : line.kind === "removed" ? "−" : " "}</span>${line.text}</div>`)}</div>`;
+        : html`<div class=${line.kind} key=${index}><span class="sign">${line.kind === "added" ? "+" : line.kind === "removed" ? "−" : " "}</span>${clipped(line.text, WIDTH)}</div>`)}</div>
+        ${lines.length > LINES && html`<p class="faint">These are the first ${figure(LINES)} of ${figure(lines.length)} lines.</p>`}`;
 }

@@ -1,4 +1,4 @@
-import { html, use, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
+import { html, use, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
 import { api, ApiError, call, ifMatch } from "../parts/api.js";
 import { Graph } from "../parts/graph.js";
 import { Finish, Text } from "../parts/form.js";
@@ -6,7 +6,7 @@ import { Table, typed } from "../parts/list.js";
 import { useLoad, useSettled } from "../parts/load.js";
 import { go, to, unsaved, useGuard } from "../parts/router.js";
 import { can, needs, session } from "../parts/session.js";
-import { fault, locate, parsed, pretty } from "../parts/text.js";
+import { exact, fault, locate, parsed, pretty } from "../parts/text.js";
 import { Action, Dialog, download, Head, Json, Pending, Problem, say, Status, words } from "../parts/ui.js";
 import { Difference } from "./compare.js";
 import { toDefinition } from "./workflow.js";
@@ -43,25 +43,25 @@ function Edit({ id, first }) {
     const [tag, setTag] = useState(first.tag);
     const [newer, setNewer] = useState(/** @type {Stored | null} */ (null));
     const [problem, setProblem] = useState(/** @type {unknown} */ (null));
-    const [testing, setTesting] = useState(false);
+    const [testing, setTesting] = useState(/** @type {any} */ (null));
     const picker = useRef(/** @type {HTMLInputElement | null} */ (null));
     const isChanged = text !== stored;
     useGuard(isChanged);
-    const checked = useChecked(text);
-    const definition = useMemo(() => (fault(text) ? null : JSON.parse(text)), [text]);
-    const last = useRef(definition);
-    if (definition) last.current = definition;
+    const broken = useMemo(() => fault(text), [text]);
+    const checked = useChecked(text, broken);
+    // The last definition that somebody has paused at, which is drawn.
+    const [drawn, setDrawn] = useState(() => exact(first.text));
+    useSettled(PAUSE_MS, [text], () => broken || setDrawn(exact(text)));
     const save = async (/** @type {string | null} */ version) => {
         setProblem(null);
         setNewer(null);
-        if (!definition) return;
         try {
-            const { name: given, ...rest } = definition;
+            const { name: given, ...rest } = parsed(text);
             if (id && given !== undefined && given !== name) throw new Error(`A workflow keeps its name, which is ${name}. With another name it is a new workflow.`);
             const item = id
                 ? await api("PUT", "/workflows/{workflow_id}", { path: { workflow_id: id }, body: { ...NOTHING, ...rest },
                     headers: ifMatch(version) })
-                : await api("POST", "/workflows", { body: definition });
+                : await api("POST", "/workflows", { text });
             setStored(text);
             unsaved.clear();
             say(`${item.name} is stored as version ${item.version}`);
@@ -83,52 +83,51 @@ function Edit({ id, first }) {
         event.target.value = "";
         if (!file) return;
         if (file.size > LARGEST_FILE) return say("The file is larger than 1 MiB", true);
+        if (isChanged && !confirm("The file replaces what is not stored. Go on?")) return;
         const content = await file.text();
-        setText(fault(content) ? content : pretty(JSON.parse(content)));
+        setText(fault(content) ? content : pretty(exact(content)));
     };
     return html`<${Head} title=${id ? `Edit ${name}` : "New workflow"} back=${id ? [to("workflows", id), name] : [to("workflows"), "Workflows"]}>
             <input ref=${picker} type="file" accept="application/json,.json" hidden onChange=${open} aria-label="File with a definition" />
             <button type="button" class="quiet" onClick=${() => picker.current?.click()}>Import</button>
-            <button type="button" class="quiet" onClick=${() => download(`${definition?.name ?? "definition"}.json`, "application/json", text)}>Export</button>
-            <${Action} disabled=${!definition} onClick=${() => setTesting(true)}>Try it</${Action}>
-            <${Action} kind="primary" permission="workflows:write" disabled=${!definition || !isChanged} onClick=${() => save(tag)}>Store</${Action}></${Head}>
+            <button type="button" class="quiet" onClick=${() => download(`${drawn?.name ?? name ?? "definition"}.json`, "application/json", text)}>Export</button>
+            <${Action} disabled=${Boolean(broken)} onClick=${() => setTesting(parsed(text))}>Try it</${Action}>
+            <${Action} kind="primary" permission="workflows:write" disabled=${broken || !isChanged} onClick=${() => save(tag)}>Store</${Action}></${Head}>
         ${!can("workflows:write") && html`<p class="banner">You can look and try, but not store. ${needs("workflows:write")}.</p>`}
         <${Problem} error=${problem} />
-        ${newer && definition && html`<section><h2>From what is stored now to this text</h2><${Difference} before=${JSON.parse(newer.text)} after=${definition} />
+        ${newer && html`<section><h2>From what is stored now to this text</h2><${Difference} before=${exact(newer.text)} after=${drawn} />
             <div class="buttons"><${Action} permission="workflows:write" onClick=${() => save(newer.tag)}>Store this text all the same</${Action}>
                 <button type="button" onClick=${() => take(newer)}>Edit what is stored now</button></div></section>`}
         <div class="editor-view"><div><${Lines} text=${text} change=${setText} findings=${checked.findings} />
             <${Findings} checked=${checked} isChanged=${isChanged} /></div>
-            <div class="editor-graph">${last.current ? html`<${Graph} definition=${last.current} label="Graph of the definition" />` : ""}</div></div>
-        ${testing && definition && html`<${Try} definition=${definition} onClose=${() => setTesting(false)} />`}`;
+            <div class="editor-graph"><${Graph} definition=${drawn} label="Graph of the definition" /></div></div>
+        ${testing && html`<${Try} definition=${testing} onClose=${() => setTesting(null)} />`}`;
 }
 
 /** Members that a text without them removes. */
 const NOTHING = { description: null, input_schema: null, expose: null, limits: null, retention_days: null, concurrency: null, throttle: null, debounce: null,
     deadline_seconds: null, deadline_action: null, silence_hours: null };
 
-/** Asks the service when nobody types. @param {string} text */
-function useChecked(text) {
-    const [checked, setChecked] = useState(/** @type {{ findings: Finding[], summary: any, state: string }} */ (
-        { findings: [], summary: null, state: "checking" }));
-    const broken = useMemo(() => fault(text), [text]);
-    useEffect(() => {
-        if (broken) setChecked({ findings: [{ ...broken, kind: "error", field: "" }], summary: null, state: "broken" });
-    }, [text]);
+/** @typedef {{ findings: Finding[], summary: any, state: string, text: string }} Checked */
+
+/** Asks the service when nobody types. @param {string} text @param {ReturnType<typeof fault>} broken @returns {Checked} */
+function useChecked(text, broken) {
+    const [checked, setChecked] = useState(/** @type {Checked} */ ({ findings: [], summary: null, state: "checking", text }));
     useSettled(PAUSE_MS, [text], async (signal) => {
-        if (broken) return;
+        if (broken) return setChecked({ findings: [{ ...broken, kind: "error", field: "" }], summary: null, state: "broken", text });
         try {
-            const answer = await api("POST", "/workflows/validate", { body: JSON.parse(text), signal });
-            setChecked({ findings: [...answer.errors.map(find(text, "error")), ...answer.warnings.map(find(text, "warning"))],
+            const answer = await api("POST", "/workflows/validate", { text, signal });
+            setChecked({ text, findings: [...answer.errors.map(find(text, "error")), ...answer.warnings.map(find(text, "warning"))],
                 summary: answer.summary, state: answer.valid ? "valid" : "invalid" });
         } catch (error) {
             if (signal.aborted) return;
             const errors = /** @type {any} */ (error).errors ?? [];
-            setChecked({ findings: errors.length ? errors.map(find(text, "error"))
+            setChecked({ text, findings: errors.length ? errors.map(find(text, "error"))
                 : [{ line: 1, message: words(error), kind: "error", field: "" }], summary: null, state: "invalid" });
         }
     });
-    return checked;
+    // What is said of another text is not said of this one.
+    return checked.text === text ? checked : { ...checked, summary: null, state: "checking" };
 }
 
 /** @param {string} text @param {"error" | "warning"} kind @returns {(error: any) => Finding} */
@@ -151,7 +150,12 @@ function Lines({ text, change, findings }) {
     const area = useRef(/** @type {HTMLTextAreaElement | null} */ (null));
     const gutter = useRef(/** @type {HTMLDivElement | null} */ (null));
     const count = text.split("\n").length;
-    const bad = new Map(findings.map((finding) => [finding.line, finding.kind]));
+    const numbers = useMemo(() => {
+        const bad = new Map(findings.map((finding) => [finding.line, finding.kind]));
+        const marked = [0, ...[...bad.keys()].filter((line) => line <= count).sort((a, b) => a - b), count + 1];
+        return marked.slice(1).map((line, index) => [Array.from({ length: line - Number(marked[index]) - 1 }, (_, one) => line - one - 1).reverse().join("\n"),
+            line <= count && html`<div class=${bad.get(line)}>${line}</div>`]);
+    }, [count, findings]);
     useLayoutEffect(() => {
         if (area.current && area.current.value !== text) area.current.value = text;
     }, [text]);
@@ -166,8 +170,7 @@ function Lines({ text, change, findings }) {
     const sync = () => {
         if (gutter.current && area.current) gutter.current.scrollTop = area.current.scrollTop;
     };
-    return html`<div class="lines"><div class="gutter mono" aria-hidden="true" ref=${gutter}>${Array.from({ length: count }, (_, index) => html`
-            <div key=${index} class=${bad.get(index + 1) ?? ""}>${index + 1}</div>`)}</div>
+    return html`<div class="lines"><div class="gutter mono" aria-hidden="true" ref=${gutter}>${numbers}</div>
         <textarea ref=${area} class="mono" aria-label="Definition as JSON" aria-describedby="findings" spellcheck=${false} wrap="off" data-search
             onInput=${typed(change)} onKeyDown=${tab} onScroll=${sync}></textarea></div>`;
 }

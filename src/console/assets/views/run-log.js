@@ -1,13 +1,13 @@
 // What happened to a run: its log, and where it comes from.
 import { html, use, useEffect, useLayoutEffect, useRef, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Table, typed } from "../parts/list.js";
-import { pages, useGet, useLoad } from "../parts/load.js";
+import { choices, Filter, Table } from "../parts/list.js";
+import { pages, useEvery, useGet, useLoad } from "../parts/load.js";
 import { withEntry, withPage } from "../parts/log.js";
 import { to } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
 import { utc } from "../parts/settings.js";
-import { absolute } from "../parts/time.js";
+import { absolute, counted, figure } from "../parts/time.js";
 import { Facts, Problem, Status, Time } from "../parts/ui.js";
 
 /** Entries that are kept on the page, and looked through for those of the run as a whole. */
@@ -15,12 +15,18 @@ const KEPT = 2000;
 const PAGE = 100;
 const NOTHING = { entries: /** @type {any[]} */ ([]), older: /** @type {string | null} */ (null) };
 
-/** @param {{ runId: string, live: { connected: boolean, listeners: Set<(entry: any) => void> } }} props */
-export function Log({ runId, live }) {
+/** Steps that are offered by name; of more one is typed. */
+const STEPS = 200;
+/** How often a screen reader is told of new entries. */
+const TOLD_MS = 10_000;
+
+/** @param {{ runId: string, live: { connected: boolean, listeners: Set<(entry: any) => void> }, rows: any[] }} props */
+export function Log({ runId, live, rows }) {
     const [level, setLevel] = useState("");
+    const [step, setStep] = useState("");
     const path = { run_id: runId };
-    const query = { level: level || null, sort_order: "desc", page_size: PAGE };
-    const first = useLoad(async (signal) => await api("GET", "/runs/{run_id}/logs", { path, query, signal }), [runId, level]);
+    const query = { level, step_id: step, sort_order: "desc", page_size: PAGE };
+    const first = useLoad(async (signal) => await api("GET", "/runs/{run_id}/logs", { path, query, signal }), [runId, level, step]);
     const [{ entries, older }, setLog] = useState(NOTHING);
     const [follows, setFollows] = useState(true);
     const box = useRef(/** @type {HTMLDivElement | null} */ (null));
@@ -40,12 +46,20 @@ export function Log({ runId, live }) {
     }, [live.connected]);
     useEffect(() => {
         const add = (/** @type {any} */ entry) => {
-            if (level && entry.level !== level) return;
+            if (level && entry.level !== level || step && entry.step_id !== step) return;
+            fresh.current++;
             setLog((/** @type {typeof NOTHING} */ before) => ({ ...before, entries: withEntry(before.entries, entry, KEPT) }));
         };
         live.listeners.add(add);
         return () => void live.listeners.delete(add);
-    }, [live.listeners, level]);
+    }, [live.listeners, level, step]);
+    const fresh = useRef(0);
+    const [told, setTold] = useState("");
+    useEvery(live.connected, TOLD_MS, () => {
+        if (fresh.current) setTold(`${counted(fresh.current, "new entries")} at ${absolute(new Date().toISOString(), zone).slice(11)}`);
+        fresh.current = 0;
+    });
+    const steps = [...new Set(rows.map((row) => row.id))];
     useLayoutEffect(() => {
         if (follows && box.current) box.current.scrollTop = box.current.scrollHeight;
     }, [entries, follows]);
@@ -58,16 +72,18 @@ export function Log({ runId, live }) {
         setFollows(false);
         setLog((/** @type {typeof NOTHING} */ before) => ({ entries: [...[...page.items].reverse(), ...before.entries], older: page.next_cursor }));
     };
-    return html`<div class="filters"><div class="filter"><label for="level">Level</label><select id="level" value=${level}
-            onChange=${typed((value) => (setLevel(value), setLog(NOTHING)))}>
-            ${["", "info", "warning", "error"].map((name) => html`<option key=${name} value=${name}>${name || "all"}</option>`)}</select></div>
+    const other = (/** @type {(value: string) => void} */ set) => (/** @type {string} */ value) => (set(value), setLog(NOTHING));
+    return html`<div class="filters"><${Filter} name="level" label="Level" value=${level} change=${other(setLevel)} options=${choices(["info", "warning", "error"])} />
+        <${Filter} name="step" label="Step" value=${step} change=${other(setStep)} options=${steps.length > STEPS ? undefined : [["", "all"], ...steps.map((id) => [id, id])]} />
         <label class="check"><input type="checkbox" checked=${follows} onChange=${() => setFollows(!follows)} /> Follow</label>
         <span class="faint">${live.connected ? "New entries appear as they are written." : ""}</span></div>
         <${Problem} error=${first.error} retry=${first.reload} />
-        ${older && entries.length < KEPT && html`<button type="button" class="quiet" onClick=${readOlder}>Older entries</button>`}
-        <div class="log mono" ref=${box} role="log" aria-label="Log of the run" tabindex="0" onScroll=${scrolled}>
+        ${older && (entries.length < KEPT ? html`<button type="button" class="quiet" onClick=${readOlder}>Older entries</button>`
+            : html`<p class="faint">There are older entries. This page keeps ${figure(KEPT)}; a step or a level shows fewer, and the API has all of them.</p>`)}
+        <p class="sr" aria-live="polite">${told}</p>
+        <div class="log mono" ref=${box} role="log" aria-live="off" aria-label="Log of the run" tabindex="0" onScroll=${scrolled}>
             ${entries.map((entry) => html`<div key=${entry.seq} class=${`entry l-${entry.level}`}>
-                <time dateTime=${entry.timestamp}>${absolute(entry.timestamp, zone, true).slice(11)}</time>
+                <time dateTime=${entry.timestamp}>${absolute(entry.timestamp, zone, true)}</time>
                 <span class="level">${entry.level}</span><span class="message">${entry.message}${entry.detail && entry.detail !== entry.message
                     && !entry.message.includes(entry.detail) ? html`<span class="faint"> ${entry.detail}</span>` : ""}</span></div>`)}
             ${!entries.length && !first.loading && html`<p class="faint">No entries.</p>`}</div>`;
@@ -96,6 +112,8 @@ export function Lineage({ run, attempts }) {
             ? html`<${Table} label="Sub-runs" columns=${["Run", "Workflow", "Step", "Status", "Created", "Duration"]}>
                 ${items.map((/** @type {any} */ child) => html`<tr data-row key=${child.id}><td><a class="mono" href=${to("runs", child.id)}>${child.id}</a></td>
                     <td>${child.workflow_name}</td><td>${step(child.id) ?? child.parent_step_id ?? ""}</td><td><${Status} status=${child.status} /></td>
-                    <td><${Time} at=${child.created_at} /></td><td>${took(child, Date.now())}</td></tr>`)}</${Table}>`
+                    <td><${Time} at=${child.created_at} /></td><td>${took(child, Date.now())}</td></tr>`)}</${Table}>
+                ${children.data.next_cursor && html`<p class="faint">These are the latest ${items.length} of ${children.data.total_is_exact ? "" : "more than "}${figure(children.data.total)}:
+                    <a href=${`${to("runs")}?parent_run_id=${encodeURIComponent(run.id)}`}>all in the list of runs</a></p>`}`
             : html`<p class="faint">It has started no other run.</p>`}`;
 }

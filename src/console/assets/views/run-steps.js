@@ -1,14 +1,17 @@
 import { html, use, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../parts/runtime.js";
+import { api } from "../parts/api.js";
 import { drawTimeline, listen, redraw } from "../parts/draw.js";
 import { Graph } from "../parts/graph.js";
 import { Table } from "../parts/list.js";
-import { useGet } from "../parts/load.js";
-import { follow } from "../parts/layout.js";
+import { useGet, useLoad } from "../parts/load.js";
+import { follow, withPlan } from "../parts/layout.js";
 import { now } from "../parts/settings.js";
+import { attemptOf, under } from "../parts/run-words.js";
 import { placeOf } from "../parts/steps.js";
+import { pretty } from "../parts/text.js";
 import { duration, span } from "../parts/time.js";
 import { to } from "../parts/router.js";
-import { Facts, Json, Legend, Loading, Status, Time } from "../parts/ui.js";
+import { Facts, Json, Legend, Loading, Problem, Status, Time } from "../parts/ui.js";
 import { RetryFrom } from "./run-actions.js";
 
 /** @typedef {import("../parts/steps.js").StepRow} StepRow */
@@ -22,26 +25,34 @@ const ROWS = 300;
 export function RunGraph({ definition, states, rows, run, loading, chosen, choose }) {
     if (definition.data) {
         return html`<${Graph} definition=${definition.data.workflow_data} states=${states} chosen=${chosen} choose=${choose}
-            label=${`Graph of ${run.workflow_name}`} />`;
+            label=${`Graph of ${run.workflow_name}`} text="The table has the same as text." />`;
     }
     if (definition.loading || loading) return html`<${Loading} what="the graph" />`;
     return html`<p class="faint">Its version of the definition is not known, or not there any more. These are its steps:</p>
-        <${RunTable} rows=${rows} run=${run} chosen=${chosen} choose=${choose} />`;
+        <${RunTable} rows=${rows} run=${run} definition=${definition} chosen=${chosen} choose=${choose} />`;
 }
 
-/** @param {{ rows: StepRow[], run: any, chosen: string | null, choose: (id: string) => void }} props */
-export function RunTable({ rows, run, chosen, choose }) {
+/** @param {{ rows: StepRow[], run: any, definition: any, agent?: any, chosen: string | null, choose: (id: string) => void }} props */
+export function RunTable({ rows: begun, run, definition, agent, chosen, choose }) {
     const [shown, setShown] = useState(ROWS);
     const moment = use(now);
+    const rows = useMemo(() => withPlan(begun, definition.data?.workflow_data), [begun, definition.data]);
+    const busy = under(run, begun);
+    const times = (/** @type {StepRow} */ row) => {
+        const { words, pause } = attemptOf(row, agent);
+        return row !== busy ? row.attempts.length : `${words}${row.last.status === "FAILED" && pause >= 0 ? `, next within ${duration(pause)}` : ""}`;
+    };
+    const error = (/** @type {StepRow} */ { last, attempts }) => last.error_message ?? (last.status === "RUNNING" && attempts.at(-2)?.error_message ? `attempt before: ${attempts.at(-2).error_message}` : "");
     if (!rows.length) return html`<p class="faint">${run.status === "PENDING" ? "No step has begun yet." : "This run has no steps."}</p>`;
     return html`<${Table} label="Steps" columns=${["Step", "Status", "Branch", "Agent", "Attempts", "Started", "Duration", "Error"]}>
         ${rows.slice(0, shown).map((row) => html`<tr data-row key=${row.key} class=${row.id === chosen ? "chosen" : ""}>
             <td class=${`indent-${Math.min(row.depth, 6)}`}><button type="button" class="link" onClick=${() => choose(row.id)}>${row.id}</button>
                 ${row.depth > 0 && html`<span class="sr">, inside ${row.parent}</span>`}</td>
-            <td><${Status} status=${row.last.status} /></td><td>${row.branch ?? ""}</td><td>${row.last.agent_name}</td>
-            <td class="number">${row.attempts.length}</td><td><${Time} at=${row.attempts[0].started_at} /></td>
+            ${!row.last ? html`<td class="faint">not begun</td><td>${row.branch ?? ""}</td><td>${definition.data.workflow_data.steps[row.id]?.agent_name ?? ""}</td>
+                <td></td><td></td><td></td><td></td>` : html`<td><${Status} status=${row.last.status} /></td><td>${row.branch ?? ""}</td><td>${row.last.agent_name}</td>
+            <td class="number">${times(row)}</td><td><${Time} at=${row.attempts[0].started_at} /></td>
             <td class="number">${duration(span(row.last.started_at, row.last.completed_at, moment))}</td>
-            <td><span class="clip" title=${row.last.error_message ?? ""}>${row.last.error_message ?? ""}</span></td></tr>`)}</${Table}>
+            <td><span class="clip" title=${error(row)}>${error(row)}</span></td>`}</tr>`)}</${Table}>
         ${rows.length > shown && html`<button type="button" onClick=${() => setShown(shown + ROWS)}>
             Show ${Math.min(ROWS, rows.length - shown)} more of ${rows.length}</button>`}`;
 }
@@ -108,7 +119,7 @@ export function StepPanel({ id, rows, run, definition, newest, deltas, changed, 
             ${mine.slice(0, 1000).map((one) => html`<option key=${one.key} value=${one.key} selected=${one === row}>${placeOf(one)} · ${one.last.status.toLowerCase()}</option>`)}
         </select></label>`}
         ${isRoot && html`<div class="buttons"><${RetryFrom} run=${run} step=${id} definition=${newest} changed=${changed} /></div>`}
-        ${!row ? html`<p class="faint">This step has not begun.</p>` : html`${[...row.attempts].reverse().map((attempt, index) => html`<${Attempt} key=${attempt.id} attempt=${attempt}
+        ${!row ? html`<p class="faint">This step has not begun.</p>` : html`${[...row.attempts].reverse().map((attempt, index) => html`<${Attempt} key=${attempt.id} runId=${run.id} attempt=${attempt}
                 number=${row.attempts.length - index} count=${row.attempts.length} log=${log.data?.items ?? []} previews=${deltas.filter((one) => one.attempt === attempt.id)} />`)}`}
         ${step && html`<details><summary>Definition</summary><${Json} value=${withoutNulls(step)} label=${`Definition of ${id}`} /></details>`}</aside>`;
 }
@@ -118,9 +129,26 @@ function withoutNulls(step) {
     return Object.fromEntries(Object.entries(step).filter(([, value]) => value !== null));
 }
 
-/** @param {{ attempt: any, number: number, count: number, log: any[], previews: any[] }} props */
-function Attempt({ attempt, number, count, log, previews }) {
+/** What was sent and answered, read when somebody looks at it. @param {{ runId: string, attempt: any, number: number }} props */
+function AttemptData({ runId, attempt, number }) {
+    const loaded = useLoad(async (signal) => (await api("GET", "/runs/{run_id}/steps", { path: { run_id: runId }, query: { id: attempt.id }, signal }))[0] ?? {}, [attempt.id]);
+    const read = useRef(attempt.status);
+    useEffect(() => {
+        if (read.current !== attempt.status) loaded.reload();
+        read.current = attempt.status;
+    }, [attempt.status]);
+    const { input_data: input, output_data: output } = loaded.data ?? {};
+    const texts = useMemo(() => [input, output].map((value) => value && pretty(value)), [loaded.data]);
+    if (loaded.error) return html`<${Problem} error=${loaded.error} retry=${loaded.reload} />`;
+    if (!loaded.data) return html`<${Loading} what="input and output" />`;
+    return html`<h3>Input</h3><${Json} value=${texts[0]} label=${`Input of attempt ${number}`} />
+        <h3>Output</h3><${Json} value=${texts[1]} label=${`Output of attempt ${number}`} />`;
+}
+
+/** @param {{ runId: string, attempt: any, number: number, count: number, log: any[], previews: any[] }} props */
+function Attempt({ runId, attempt, number, count, log, previews }) {
     const moment = use(now);
+    const [isOpen, setOpen] = useState(number === count);
     const entries = log.filter((entry) => entry.attempt_id === attempt.id);
     const http = entries.find((entry) => entry.http_status !== null)?.http_status;
     const latency = entries.find((entry) => entry.duration_ms !== null)?.duration_ms;
@@ -129,11 +157,10 @@ function Attempt({ attempt, number, count, log, previews }) {
         ["HTTP status", http], ["Latency", latency === undefined ? undefined : duration(latency)],
         ["Tokens", attempt.usage && `${attempt.usage.input_tokens} in, ${attempt.usage.output_tokens} out`],
         ["Sub-run", attempt.child_run_id && html`<a class="mono" href=${to("runs", attempt.child_run_id)}>${attempt.child_run_id}</a>`]];
-    return html`<details class="attempt" open=${number === count}><summary>Attempt ${number} of ${count} <${Status} status=${attempt.status} /></summary>
+    return html`<details class="attempt" open=${isOpen} onToggle=${(/** @type {any} */ event) => setOpen(event.target.open)}><summary>Attempt ${number} of ${count} <${Status} status=${attempt.status} /></summary>
         <${Facts} items=${facts.filter(([, value]) => value !== undefined && value !== null && value !== "")} />
         ${attempt.error_message && html`<p class="bad">${attempt.error_message}</p>`}
         ${!attempt.completed_at && previews.map(({ artifact, text }) => html`<h3 key=${`h ${artifact}`}>Preview</h3>
             <pre key=${artifact} class="wrap" tabindex="0" aria-label="Preview of the output">${text}</pre>`)}
-        <h3>Input</h3><${Json} value=${attempt.input_data} label=${`Input of attempt ${number}`} />
-        <h3>Output</h3><${Json} value=${attempt.output_data} label=${`Output of attempt ${number}`} /></details>`;
+        ${isOpen && html`<${AttemptData} runId=${runId} attempt=${attempt} number=${number} />`}</details>`;
 }
