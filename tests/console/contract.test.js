@@ -179,3 +179,10 @@ test("what is vendored is what was published, with its licence beside it", () =>
     for (const path of vendored) assert.equal(createHash("sha256").update(FILES.get(path)).digest("hex"), published[path], path);
     for (const licence of ["htm", "preact", "signals-core"]) assert.ok(FILES.get(`vendor/${licence}.LICENSE.txt`)?.length > 500, licence);
 });
+
+test("the members in which numbers stay as they are written are those of the API that hold values of people", () => {
+    const names = new Set(Object.values(document.components.schemas).flatMap((schema) => Object.keys(schema.properties ?? {})));
+    const theirs = listed("parts/api.js", "THEIRS");
+    for (const name of theirs) assert.ok(names.has(name), name);
+    for (const name of ["input_data", "output_data", "workflow_data", "input_schema", "answer"]) assert.ok(theirs.includes(name), name);
+});
