@@ -53,6 +53,13 @@ pub struct CallbackCaller<'a> {
 }
 
 impl CallbackCaller<'_> {
+    /// Roles that the caller has; `None`: all.
+    #[must_use]
+    pub fn held(&self) -> Option<Vec<String>> {
+        let here = self.role.map(|role| role.as_str().to_owned());
+        (self.role != Some(Role::Admin)).then(|| self.roles.iter().cloned().chain(here).collect())
+    }
+
     /// Checks that the caller has the role that the callback wants.
     fn must_decide(&self, callback: &CallbackRow) -> Result<(), AnswerError> {
         let wanted = |json: &Option<Json<Box<RawValue>>>| member(&json.as_ref()?.0, "role").and_then(text);

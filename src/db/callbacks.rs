@@ -81,6 +81,8 @@ pub struct Filter {
     pub state: State,
     /// Accepted roles that answers require; all if empty.
     pub roles: Vec<String>,
+    /// Roles of a caller: only answers that require one of them, or none; `None`: all answers.
+    pub held: Option<Vec<String>>,
     /// Exact name of the workflow.
     pub workflow_name: Option<String>,
 }
@@ -111,6 +113,10 @@ pub async fn list(
         "(SELECT r.workflow_name FROM workflow_runs r WHERE r.run_id = step_waits.run_id)",
         filter.workflow_name.as_deref(),
     );
+    if let Some(held) = &filter.held {
+        let held: Vec<String> = held.iter().cloned().chain([String::new()]).collect();
+        checked = checked.one_of("coalesce(coalesce(approval, question) ->> 'role', '')", &held);
+    }
     if filter.state == State::Open {
         checked = checked.holds(
             "coalesce(due_at > now(), true)

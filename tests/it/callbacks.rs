@@ -1,10 +1,12 @@
 //! List of the callbacks of all runs: an inbox of what waits for answers, and its history.
 
+use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgPool};
 use workflow_api::db::migrations::MIGRATOR;
 
 use crate::{
+    access::{Admin, claims, secret, signed},
     service::Service,
     steps::World,
     waits::{callbacks, path_of},
@@ -109,4 +111,40 @@ async fn the_list_has_only_callbacks_of_the_own_organisation_and_reads_no_others
         let plan: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&pool).await.expect("a plan");
         assert!(plan.join("\n").contains(&format!("{index} on step_waits")), "{plan:?}");
     }
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn an_inbox_of_ones_own_has_what_ones_roles_may_answer(pool: PgPool) {
+    let admin = Admin::start(&pool, &[]);
+    for sql in [
+        "INSERT INTO workflow_runs (run_id, workflow_id, workflow_name, status) VALUES ('run', 'w', 'w', 'RUNNING')",
+        r#"INSERT INTO step_waits (run_id, place, step_id, token, token_hash, approval, question)
+           SELECT 'run', step, step, step, sha256(step::bytea), approval::jsonb, question::jsonb FROM (VALUES
+               ('anybody', NULL, NULL), ('approved', '{}', NULL), ('manager', '{"role": "manager"}', NULL),
+               ('operator', '{"role": "operator"}', NULL), ('asked', NULL, '{"agent": "a", "role": "clerk"}')
+           ) AS asked (step, approval, question)"#,
+    ] {
+        sqlx::query(sql).execute(&pool).await.expect("done");
+    }
+    let all = ["anybody", "approved", "asked", "manager", "operator"];
+    for (role, roles, query, expected) in [
+        ("operator", json!(["manager"]), "mine=true", &["anybody", "approved", "manager", "operator"][..]),
+        ("operator", json!(["clerk", "x"]), "mine=1", &["anybody", "approved", "asked", "operator"]),
+        ("operator", json!(null), "mine=true", &["anybody", "approved", "operator"]),
+        ("operator", json!(["manager"]), "mine=true&role=manager,clerk", &["manager"]),
+        ("operator", json!([]), "mine=false", &all),
+        ("executor", json!([]), "mine=true", &["anybody", "approved"]),
+        ("admin", json!([]), "mine=true", &all),
+    ] {
+        let claims = claims(&json!({"role": role, "roles": roles}));
+        let bearer = format!("Bearer {}", signed(&json!({"alg": "HS256"}), &claims, &secret(), Algorithm::HS256));
+        let path = format!("/api/v1/callbacks?{query}");
+        let page = admin.service.send("GET", &path, &[("authorization", &bearer)], "").await.expect(200);
+        let items = page["items"].as_array().expect("items");
+        let mut steps = members(items, "step_id");
+        steps.sort_unstable();
+        assert_eq!(steps, expected, "{role} {roles} {query}");
+        assert_eq!(page["total"], json!(expected.len()));
+    }
+    assert_eq!(admin.get("/api/v1/callbacks?mine=yes").await.field_errors(), ["query.mine bool_parsing"]);
 }

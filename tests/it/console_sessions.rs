@@ -60,10 +60,11 @@ async fn a_browser_signs_in_with_a_key_or_a_token_and_has_exactly_their_rights(p
     let admin = Admin::start(&pool, &[]);
     let service = &admin.service;
     let (key, _) = admin.key(&json!({"name": "viewer", "role": "viewer", "scopes": ["runs:read"]})).await;
-    for (credentials, subject, role, permissions, may_write) in [
-        (("x-api-key", key), "api-key:viewer", "viewer", json!(["runs:read"]), false),
+    for (credentials, kind, subject, role, permissions, may_write) in [
+        (("x-api-key", key), "api_key", "api-key:viewer", "viewer", json!(["runs:read"]), false),
         (
-            ("authorization", token(&json!({"sub": "ann", "role": "operator"}))),
+            ("authorization", token(&json!({"sub": "ann", "role": "operator", "roles": ["manager", "clerk"]}))),
+            "token",
             "ann",
             "operator",
             json!(["agents:read", "workflows:read", "runs:read", "runs:write", "webhooks:read"]),
@@ -81,6 +82,8 @@ async fn a_browser_signs_in_with_a_key_or_a_token_and_has_exactly_their_rights(p
         for shown in [&body, &now] {
             assert_eq!((&shown["authentication"], &shown["signed_in"]), (&json!(true), &json!(true)), "{shown}");
             assert_eq!((&shown["subject"], &shown["role"]), (&json!(subject), &json!(role)), "{shown}");
+            let roles = if kind == "token" { json!(["manager", "clerk"]) } else { json!([]) };
+            assert_eq!((&shown["roles"], &shown["credential"]), (&roles, &json!(kind)), "{shown}");
             assert_eq!(
                 (&shown["permissions"], &shown["organization_id"]),
                 (&permissions, &json!("default")),
@@ -97,6 +100,7 @@ async fn a_browser_signs_in_with_a_key_or_a_token_and_has_exactly_their_rights(p
         assert_eq!(denied.status.as_u16(), 403);
     }
     let nobody = service.get(SESSION).await.expect(200);
+    assert_eq!((&nobody["roles"], &nobody["credential"]), (&json!([]), &json!(null)));
     assert_eq!(
         (&nobody["signed_in"], &nobody["subject"], &nobody["permissions"]),
         (&json!(false), &json!(null), &json!([]))
@@ -316,6 +320,7 @@ async fn a_session_follows_its_key_and_ends_with_the_secret_that_signed_its_toke
     let issued = service.send("POST", "/api/v1/auth/token", &[("x-api-key", &key)], "").await.expect(200);
     let bearer = format!("Bearer {}", issued["access_token"].as_str().expect("a token"));
     let session = cookie(&sign_in(service, ("authorization", &bearer)).await);
+    assert_eq!(get(service, SESSION, &session).await.expect(200)["credential"], "token");
     assert_eq!(status(service, &session).await, 200);
     admin.delete(&format!("/api/v1/api-keys/{id}")).await.expect(200);
     assert_eq!(status(service, &session).await, 401);
@@ -421,6 +426,7 @@ async fn without_authentication_everybody_is_in_and_nobody_signs_in(pool: PgPool
     let shown = service.get(SESSION).await.expect(200);
     assert_eq!((&shown["authentication"], &shown["signed_in"]), (&json!(false), &json!(true)), "{shown}");
     assert_eq!((&shown["subject"], &shown["role"]), (&json!("system"), &json!("admin")), "{shown}");
+    assert_eq!((&shown["roles"], &shown["credential"]), (&json!([]), &json!(null)), "{shown}");
     assert_eq!(shown["permissions"].as_array().map(Vec::len), Some(Permission::ALL.len()), "{shown}");
     let refused = service.send("POST", SESSION, &[HOST, SAME, ORIGIN, ("authorization", "Bearer x")], "").await;
     assert_eq!(refused.error(409)["code"], "authentication_off");

@@ -289,6 +289,7 @@ pub type ListedCallbackPage = Page<ListedCallback>;
         parameters::Paging,
         ("state" = Option<sets::CallbackState>, Query, description = "Those that can be answered (the default), or were answered"),
         ("role" = Option<Vec<String>>, Query, explode = false, description = "Any of these roles, which the answer requires"),
+        ("mine" = Option<bool>, Query, description = "`true`: those that require no role, or one that the caller has"),
         ("workflow_name" = Option<String>, Query, description = "Runs of exactly this workflow"),
         ("sort_order" = Option<sets::SortOrder>, Query, description = "Ascending or descending (the default) by `created_at`, or by `answered_at`"),
     ),
@@ -309,6 +310,7 @@ pub async fn list_all_callbacks(State(app): State<App>, caller: Caller, query: Q
         organization: caller.organization().clone(),
         state,
         roles: parameters.several("role"),
+        held: parameters.flag("mine")?.filter(|mine| *mine).and_then(|_| caller.callback_caller().held()),
         workflow_name: parameters.text("workflow_name").map(str::to_owned),
     };
     let order = callbacks::order(state, parameters.is_ascending());

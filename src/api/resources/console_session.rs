@@ -41,6 +41,12 @@ pub struct ConsoleSession {
     /// Role of the caller.
     #[schema(value_type = Option<sets::Role>)]
     role: Option<&'static str>,
+    /// Further roles for approvals: the texts in the `roles` of the token.
+    #[schema(example = json!(["manager"]))]
+    roles: Vec<String>,
+    /// What the caller has signed in with, or sends; null while authentication is off.
+    #[schema(value_type = Option<sets::Credential>)]
+    credential: Option<&'static str>,
     /// What the caller may do: the permissions of the role, or those of them that the API key has.
     #[schema(value_type = Vec<sets::Permission>)]
     permissions: Vec<&'static str>,
@@ -72,6 +78,12 @@ impl ConsoleSession {
             subject: is_known.then(|| caller.actor.subject.clone()),
             organization_id: is_known.then(|| caller.organization().to_string()),
             role: is_known.then(|| caller.grant.role.as_str()),
+            roles: caller.roles.to_vec(),
+            credential: match caller.proof {
+                Proof::Nothing | Proof::Address => None,
+                Proof::Token(_) | Proof::TokenOfApiKey { .. } => Some("token"),
+                Proof::ApiKey(_) => Some("api_key"),
+            },
             permissions: permissions.map(Permission::as_str).collect(),
             workflows: caller.grant.workflows.clone().filter(|_| is_known),
             id: row.map(|row| row.id),

@@ -31,7 +31,6 @@ use crate::{
         idempotency::ClaimError,
         triggers::{Filter, TriggerRow},
     },
-    input::FieldError,
     trigger::{MAX_TRIGGERS, NewTrigger, NewTriggerBody, TriggerPatch, TriggerPatchBody},
 };
 
@@ -72,15 +71,7 @@ impl From<SaveTriggerError> for ApiError {
 )]
 pub async fn list_triggers(State(app): State<App>, caller: Caller, query: Query) -> Result<Response, ApiError> {
     let mut parameters = ListQuery::new(&query);
-    let enabled = match parameters.text("enabled") {
-        None => None,
-        Some("true" | "1") => Some(true),
-        Some("false" | "0") => Some(false),
-        Some(_) => {
-            let message = "Input should be a valid boolean, unable to interpret input";
-            return Err(FieldError::new("query.enabled", "bool_parsing", message).into());
-        }
-    };
+    let enabled = parameters.flag("enabled")?;
     let filter = Filter {
         organization: caller.organization(),
         kinds: parameters.several("kind"),

@@ -61,6 +61,19 @@ impl<'q> ListQuery<'q> {
         texts.filter(|text| !text.is_empty()).map(str::to_owned).collect()
     }
 
+    /// The parameter as a boolean.
+    pub fn flag(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+        match self.text(name) {
+            None => Ok(None),
+            Some("true" | "1") => Ok(Some(true)),
+            Some("false" | "0") => Ok(Some(false)),
+            Some(_) => {
+                let message = "Input should be a valid boolean, unable to interpret input";
+                Err(FieldError::new(format!("query.{name}"), "bool_parsing", message).into())
+            }
+        }
+    }
+
     /// Both ends of a time span, `NAME_after` and `NAME_before`.
     pub fn span(&mut self, name: &str) -> Result<(Option<Timestamp>, Option<Timestamp>), ApiError> {
         Ok((self.instant(&format!("{name}_after"))?, self.instant(&format!("{name}_before"))?))

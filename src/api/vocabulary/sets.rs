@@ -175,6 +175,8 @@ sets! {
     DefinitionsFormat = ["workflow-api/definitions"];
     /// Role of a caller.
     Role = access::Role::ALL.map(access::Role::as_str);
+    /// Kind of credentials of a caller.
+    Credential = ["api_key", "token"];
     /// Permission: roles consist of permissions, and an API key can be restricted to some of them.
     Permission = access::Permission::ALL.map(access::Permission::as_str);
     /// Authentication scheme of a token.
