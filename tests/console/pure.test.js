@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { reader } from "../../src/console/assets/parts/attempts.js";
+import { illness, limitWords, masked, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
 import { lanesOf, layout, NODE, withPlan } from "../../src/console/assets/parts/layout.js";
-import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, tookMs, toCsv, unread } from "../../src/console/assets/parts/run-list.js";
-import { illness, limitWords, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
+import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, toCsv, tookMs, unread } from "../../src/console/assets/parts/run-list.js";
 import { withEntry, withPage } from "../../src/console/assets/parts/log.js";
 import { pages } from "../../src/console/assets/parts/load.js";
 import { fields, gather, show } from "../../src/console/assets/parts/schema.js";
@@ -30,7 +30,7 @@ test("durations and times are words that people read", () => {
 
 test("a call as a command survives quotes and asks for the key only where one is needed", () => {
     const call = { method: "POST", url: "/api/v1/runs?name=a b", body: `{"it's": "$(rm)"}` };
-    assert.equal(curl(call, "http://h:1", "X-API-Key"),
+    assert.equal(curl(call, "http://h:1", "X-API-Key: $KEY"),
         `curl -sS -X POST 'http://h:1/api/v1/runs?name=a b' -H "X-API-Key: $KEY" -H 'Content-Type: application/json' -d '{"it'\\''s": "$(rm)"}'`);
     assert.equal(curl({ method: "GET", url: "/x" }, "http://h", null), "curl -sS http://h/x");
     assert.equal(curl({ method: "DELETE", url: "/x", headers: { "if-match": '"3"' } }, "http://h", null), `curl -sS -X DELETE http://h/x -H 'if-match: "3"'`);
@@ -389,4 +389,13 @@ test("attempts that have ended are not read again with each change of their run"
     states[0] = "COMPLETED";
     await ids();
     assert.deepEqual([await ids(), asked.slice(-2)], [all(), ["10", "12"]]);
+});
+
+test("commands have no secrets", () => {
+    const url = "/api/v1/webhooks/1";
+    assert.equal(masked({ method: "PUT", url, body: '{"name":"a","secret":"whsec_x","headers":{"authorization":"b"}}' }), '{"name":"a","secret":"SECRET","headers":{"authorization":"SECRET"}}');
+    assert.equal(masked({ method: "POST", url: "/api/v1/triggers", body: '{"config":{"secrets":["x","y"],"header":"h"}}' }), '{"config":{"secrets":["SECRET","SECRET"],"header":"h"}}');
+    assert.equal(masked({ method: "PUT", url: "/api/v1/agents/1", body: '{"auth_config":{"token":"x"},"auth_type":"bearer"}' }), '{"auth_config":{"token":"SECRET"},"auth_type":"bearer"}');
+    assert.equal(masked({ method: "POST", url: "/api/v1/workflow-names/webhooks-x/execute", body: '{"secret":"1"}' }), '{"secret":"1"}');
+    assert.equal(masked({ method: "GET", url }), undefined);
 });

@@ -145,3 +145,13 @@ export function problemsOf(error, prefix) {
     }
     return found;
 }
+
+/** What the service does not show again. */
+const SECRETS = ["secret", "secrets", "auth_config", "headers"];
+
+/** The body of a call without secrets. @param {import("./api.js").Call} call */
+export function masked({ url, body }) {
+    if (!body || !/\/(agents|triggers|webhooks)(\/|$)/.test(url)) return body;
+    const hide = (/** @type {unknown} */ value) => JSON.parse(JSON.stringify(value, (_, inner) => (typeof inner === "string" ? "SECRET" : inner)));
+    return JSON.stringify(JSON.parse(body), (name, value) => (SECRETS.includes(name) ? hide(value) : value));
+}

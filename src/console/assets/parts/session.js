@@ -9,6 +9,7 @@ import { ApiError, ended, meta, page } from "./api.js";
  * @property {string | null} subject
  * @property {string | null} organization_id
  * @property {string | null} role
+ * @property {"api_key" | "token" | null} credential
  * @property {string[]} permissions
  * @property {string} server_time
  * @property {string} version

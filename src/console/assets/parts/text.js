@@ -218,12 +218,12 @@ export function quote(text) {
 }
 
 /** @param {import("./api.js").Call} call @param {string} origin
- * @param {string | null} header for the key, if one is needed */
-export function curl(call, origin, header) {
+ * @param {string | null} who the header with the credentials, if they are needed */
+export function curl(call, origin, who) {
     const parts = ["curl -sS"];
     if (call.method !== "GET") parts.push(`-X ${call.method}`);
     parts.push(quote(origin + call.url));
-    if (header) parts.push(`-H "${header}: $KEY"`);
+    if (who) parts.push(`-H "${who}"`);
     for (const [name, value] of Object.entries(call.headers ?? {})) parts.push(`-H ${quote(`${name}: ${value}`)}`);
     if (call.body !== undefined) parts.push("-H 'Content-Type: application/json'", `-d ${quote(call.body)}`);
     return parts.join(" ");

@@ -2,6 +2,7 @@
 import { html, signal, use, useEffect, useLayoutEffect, useRef, useState } from "./runtime.js";
 import { address, ApiError, calls } from "./api.js";
 import { SHAPES } from "./draw.js";
+import { masked } from "./hooks.js";
 import { LEAVE, useGuard } from "./router.js";
 import { can, needs, session } from "./session.js";
 import { absolute, relative } from "./time.js";
@@ -94,7 +95,8 @@ export function Pending({ loaded, what, back }) {
 /** A call as a command for a shell. @param {import("./api.js").Call} call */
 function commandOf(call) {
     const who = session.peek();
-    return curl(call, location.origin, who?.authentication === false ? null : who?.api_key_header ?? "X-API-Key");
+    const header = who?.credential === "token" ? "Authorization: Bearer $TOKEN" : `${who?.api_key_header ?? "X-API-Key"}: $KEY`;
+    return curl({ ...call, body: masked(call) }, location.origin, who?.authentication === false ? null : header);
 }
 
 /** An empty state, with the command or the call that would fill it. @param {{ children?: any, command?: string, path?: string, method?: string, body?: unknown }} props */
@@ -267,9 +269,9 @@ function Calls() {
 /** @param {{ onClose: () => void }} props */
 function CallList({ onClose }) {
     const list = use(calls);
-    const header = session.peek()?.authentication;
+    const who = session.peek();
     return html`<${Dialog} title="API calls behind this screen" wide onClose=${onClose}>
-        ${header && html`<p class="faint">Set KEY to an API key.</p>`}
+        ${who?.authentication && html`<p class="faint">Set ${who.credential === "token" ? "TOKEN to a token" : "KEY to an API key"}.</p>`}
         ${list.length ? list.map((call) => html`<${Code} key=${call.method + call.url} wrap label=${`${call.method} ${call.url}`}
             text=${commandOf(call)} />`) : html`<p>None yet.</p>`}</${Dialog}>`;
 }
