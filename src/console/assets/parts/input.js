@@ -1,40 +1,48 @@
 // An input as a form, by the schema of the workflow, or as JSON.
 import { html, useState } from "./runtime.js";
 import { fields, gather, show } from "./schema.js";
-import { exact, fault, pretty } from "./text.js";
+import { parsed, pretty } from "./text.js";
 import { typed, valueOf } from "./list.js";
+import { words } from "./ui.js";
 
-/** The state of a form: what was typed, and the input that it means. @param {any} schema @param {any} initial */
-export function useInput(schema, initial) {
+/** Whether a value can be shown by a form. @param {any} value */
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
+/** The state of a form: what was typed, and the input that it means; `any`: which is any JSON. @param {any} schema @param {any} initial @param {boolean} [any] */
+export function useInput(schema, initial, any = false) {
     const form = fields(schema);
-    const begin = () => Object.fromEntries((form ?? []).map((field) => [field.name,
-        show(field, initial && Object.hasOwn(initial, field.name) ? initial[field.name] : field.initial)]));
-    const [texts, setTexts] = useState(begin);
-    const [json, setJson] = useState(() => pretty(initial ?? example(form)));
-    // What a form does not show is not lost.
-    const beyond = (/** @type {any} */ input) => Object.fromEntries(Object.entries(input ?? {}).filter(([name]) => !form?.some((field) => field.name === name)));
-    const [rest, setRest] = useState(() => beyond(initial));
-    const [asJson, setAsJson] = useState(false);
-    const isJson = asJson || !form;
+    // The schema may come later than the form is opened, so there is only what was typed.
+    const [base, setBase] = useState(initial);
+    const [typedTexts, setTexts] = useState(/** @type {Record<string, string>} */ ({}));
+    const [typedJson, setJson] = useState(/** @type {string | null} */ (null));
+    const [asJson, setAsJson] = useState(/** @type {boolean | null} */ (null));
+    const texts = { ...Object.fromEntries((form ?? []).map((field) => [field.name,
+        show(field, base && Object.hasOwn(base, field.name) ? base[field.name] : field.initial)])), ...typedTexts };
+    const json = typedJson ?? pretty(base ?? example(form));
+    const isJson = !form || (asJson ?? typedJson !== null);
+    /** @returns {{ input: any, problems: Record<string, string> }} */
     const read = () => {
         if (!isJson && form) {
             const { input, problems } = gather(form, texts);
-            return { input: { ...rest, ...input }, problems };
+            // What a form does not show is not lost.
+            const rest = Object.entries(base ?? {}).filter(([name]) => !form.some((field) => field.name === name));
+            return { input: { ...Object.fromEntries(rest), ...input }, problems };
         }
-        const found = fault(json);
-        if (found) return { input: null, problems: { "": `Line ${found.line}: ${found.message}` } };
-        const input = exact(json);
-        const isObject = input !== null && typeof input === "object" && !Array.isArray(input);
-        return isObject ? { input, problems: {} } : { input: null, problems: { "": "The input must be an object" } };
+        try {
+            const input = parsed(json);
+            if (any || isObject(input)) return { input, problems: {} };
+            return { input: null, problems: { "": "The input must be an object" } };
+        } catch (error) {
+            return { input: null, problems: { "": words(error) } };
+        }
     };
     const swap = () => {
-        if (!isJson && form) setJson(pretty(read().input));
-        else if (form) {
-            const { input } = read();
-            if (!input) return;
-            setRest(beyond(input));
-            setTexts(Object.fromEntries(form.map((field) => [field.name, show(field, input[field.name])])));
-        }
+        const { input } = read();
+        if (!isJson) setJson(pretty(input));
+        else if (isObject(input)) {
+            setBase(input);
+            setTexts({});
+        } else return;
         setAsJson(!isJson);
     };
     return { form, texts, setTexts, json, setJson, isJson, swap, read };
@@ -51,14 +59,16 @@ export function InputForm({ state, problems, id, label }) {
     const rare = (form ?? []).filter((field) => field.rare);
     const usual = (form ?? []).filter((field) => !field.rare);
     const member = (/** @type {import("./schema.js").Field} */ field) => html`<${Member} key=${field.name} field=${field} id=${`${id}-${field.name}`} text=${texts[field.name] ?? ""}
-        problem=${problems[field.name]} change=${(/** @type {string} */ text) => setTexts({ ...texts, [field.name]: text })} />`;
+        problem=${problems[field.name]} change=${(/** @type {string} */ text) => setTexts((before) => ({ ...before, [field.name]: text }))} />`;
+    const all = Object.entries(problems).map(([name, problem]) => (name ? `${name}: ${problem}` : problem)).join("; ");
+    const whole = isJson ? all : problems[""];
     return html`<div class="input-form">
         ${form && html`<button type="button" class="quiet swap" onClick=${swap}>${isJson ? "As a form" : "As JSON"}</button>`}
         ${isJson ? html`<label for=${`${id}-json`}>${label ?? "Input"} (JSON)</label>
-            <textarea id=${`${id}-json`} class="mono" rows="9" spellcheck=${false} value=${json} aria-invalid=${Boolean(problems[""])}
+            <textarea id=${`${id}-json`} class="mono" rows="9" spellcheck=${false} value=${json} aria-invalid=${Boolean(whole)} aria-describedby=${`${id}-problem`}
                 onInput=${typed(setJson)}></textarea>`
         : html`${usual.map(member)}${rare.length > 0 && html`<details open=${rare.some((field) => problems[field.name])}><summary>More</summary>${rare.map(member)}</details>`}`}
-        ${problems[""] && html`<p class="bad" role="alert">${problems[""]}</p>`}</div>`;
+        <p class="bad" id=${`${id}-problem`} role="alert">${whole}</p></div>`;
 }
 
 /** @param {{ field: import("./schema.js").Field, id: string, text: string, problem: string | undefined, change: (text: string) => void }} props */

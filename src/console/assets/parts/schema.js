@@ -73,7 +73,7 @@ function read(field, text) {
         case "number":
         case "integer": {
             const number = Number(text);
-            if (!Number.isFinite(number)) throw new Error("This is no number");
+            if (Number.isNaN(number) || /[^\d.e+-]/i.test(text.trim())) throw new Error("This is no number");
             if (field.kind === "integer" && !Number.isInteger(number)) throw new Error("This is no whole number");
             return fault(text) ? number : exact(text);
         }
