@@ -39,6 +39,15 @@ export function accessJourneys(context, at) {
             await page.go(`/console/${path}`);
             await page.reads("not found");
         }
+        // Organisations are managed by the operator alone.
+        await page.go("/console/organisations/acme");
+        await page.browser.until("document.querySelector('h1')?.innerText.startsWith('Acme')", "the own organisation");
+        assert.deepEqual(await page.browser.evaluate("[...document.querySelectorAll('.actions button')].slice(0, 2).map((one) => [one.ariaDisabled, one.title])"),
+            [["true", "Needs an administrator of the organisation default"], ["true", "Needs an administrator of the organisation default"]]);
+        await page.go("/console/keys");
+        await page.press("New key");
+        assert.deepEqual(await page.browser.evaluate("[$field('Organisation').readOnly, $field('Organisation').value]"), [true, "acme"]);
+        await page.press("Close");
         page.browser.complaints.splice(0);
     });
 

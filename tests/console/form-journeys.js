@@ -16,6 +16,12 @@ export function formJourneys(context, at) {
         stop();
         return bodies;
     };
+    /** The field has the keyboard, is marked, and says why. @param {import("./page.js").Page} page @param {string} label @param {RegExp} why */
+    const wrong = async (page, label, why) => {
+        const field = `$field(${JSON.stringify(label)})`;
+        await page.browser.until(`${field}.ariaInvalid === "true" && document.activeElement === ${field}`, `the keyboard in ${label}`);
+        assert.match(await page.browser.evaluate(`${field}.getAttribute("aria-describedby").split(" ").map((id) => document.getElementById(id)?.innerText).join()`), why);
+    };
     const inside = (words) => `[...document.querySelectorAll('section.waiting')].find((one) => one.innerText.includes('${words}'))`;
 
     test("a run is retried from a step that failed before it began, by the form, and members outside of the form stay", async () => {
@@ -89,6 +95,7 @@ export function formJourneys(context, at) {
         await page.fill("Agents", "1 000");
         await page.press("Store");
         await page.browser.until("document.querySelector('dialog .problem')?.innerText.includes('quotas.agents')", "what is wrong");
+        await wrong(page, "Agents", /integer/);
         await page.fill("Agents", "7");
         const [body] = await sent(page, /organizations\/limited$/, async () => {
             await page.press("Store");
@@ -251,5 +258,74 @@ export function formJourneys(context, at) {
         await page.sees("dialog[open]");
         assert.equal(await page.browser.evaluate("document.querySelector('.said').innerText"), "");
         await page.press("Close");
+    });
+
+    test("a retry keeps what was typed, though somebody else retries, and says at the input what the service refuses", async () => {
+        const { page, service } = context();
+        await service.call("PUT", "/workflow-names/retried-by-two", { input_schema: { type: "object", properties: { order: { type: "string" }, address: { type: "string" }, id: { type: "integer" } } }, start_step: "read",
+            steps: { read: { id: "read", agent_name: "demo-upper", input_mapping: { text: "x" }, next_step: "mail" }, mail: { id: "mail", agent_name: "demo-upper", input_mapping: { text: "${workflow.input.address}" } } } });
+        const run = await service.run("retried-by-two", { order: "A-9" });
+        // The definition comes after the dialog was opened.
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: `*/workflows/${run.workflow_definition_id}`, requestStage: "Request" }] });
+        const paused = page.browser.next("Fetch.requestPaused");
+        await at(`/console/runs/${run.id}?step=mail`);
+        const { requestId } = await paused;
+        await page.press("Retry");
+        await page.browser.evaluate("$field('With another input').click()");
+        await page.browser.until("$field('Input')?.value.includes('A-9')", "the input as JSON");
+        await page.browser.call("Fetch.continueRequest", { requestId });
+        await page.browser.call("Fetch.disable");
+        await page.browser.until("$field('order')?.value === 'A-9'", "the form with the input");
+        await page.fill("id", "9007199254740993");
+        await page.press("Retry", "dialog button");
+        await wrong(page, "id", /would change 9007199254740993/);
+        await page.press("Close");
+        await page.press("Retry from here");
+        await page.browser.evaluate("$field('With another input').click()");
+        await page.press("As JSON");
+        await page.fill("Input", '{"order": 5, "address": "ann"}');
+        await page.press("Retry", "dialog button");
+        await wrong(page, "Input", /order: .*string/);
+        await service.call("POST", `/runs/${run.id}/retry`, { input_data: { order: "theirs", address: "bob" } });
+        await service.ended(run.id);
+        await page.fill("Input", '{"address": "ann"}');
+        await page.press("Retry", "dialog button");
+        await page.browser.until("document.querySelector('dialog .problem')", "that it is retried already");
+        assert.match(await page.browser.evaluate("$field('Input').value"), /ann/);
+        await page.press("Close");
+        page.browser.complaints.splice(0);
+    });
+
+    test("what is fired again after a time-out starts one run, and what is no JSON is said at its field", async () => {
+        const { page, service } = context();
+        const trigger = await service.call("POST", "/triggers", { name: "fired twice", kind: "schedule", workflow_name: "order", input: { order: "once" }, config: { cron: ["0 0 1 1 *"] } });
+        await at(`/console/triggers/${trigger.id}`);
+        await page.press("Fire now");
+        await page.fill("Members that", "{");
+        await page.press("Fire", "dialog button");
+        await wrong(page, "Members that", /Line 1/);
+        await page.fill("Members that", "");
+        // The service has done it, but its answer does not arrive.
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: "*/fire", requestStage: "Response" }] });
+        const paused = page.browser.next("Fetch.requestPaused");
+        await page.press("Fire", "dialog button");
+        await page.browser.call("Fetch.failRequest", { requestId: (await paused).requestId, errorReason: "TimedOut" });
+        await page.browser.call("Fetch.disable");
+        await page.browser.until("document.querySelector('dialog .problem')?.innerText.includes('cannot be reached')", "the time-out");
+        await page.press("Fire", "dialog button");
+        await page.browser.until("location.pathname.startsWith('/console/runs/')", "the run");
+        assert.equal((await service.call("GET", `/runs?trigger_id=${trigger.id}`)).items.length, 1);
+        page.browser.complaints.splice(0);
+    });
+
+    test("a dead letter that is about to be sent is read until it is", async () => {
+        const { page, service } = context();
+        const [id] = service.sql(`INSERT INTO dead_letters (id, topic, partition, record_offset, value, digest, bytes, reason, detail, status, redrive_at, resolved_at, resolved_by)
+            VALUES (gen_random_uuid(), 'workflow.execution.requests', 0, 100007, convert_to('{"id": 9007199254740993}', 'UTF8'), sha256('7'), 30, 'invalid_content', 'x', 'redriving', now() + interval '1 day', now(), 'ann') RETURNING id`).split("\n");
+        await at(`/console/dead-letters/${id}`);
+        await page.reads("redriving");
+        await page.reads("9007199254740993");
+        service.sql(`UPDATE dead_letters SET status = 'redriven', redrive_at = NULL WHERE id = '${id}'`);
+        await page.reads("redriven");
     });
 }

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { reader } from "../../src/console/assets/parts/attempts.js";
-import { illness, limitWords, masked, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
+import { illness, limitWords, masked, problemOf, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
 import { lanesOf, layout, NODE, withPlan } from "../../src/console/assets/parts/layout.js";
 import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, toCsv, tookMs, unread } from "../../src/console/assets/parts/run-list.js";
 import { withEntry, withPage } from "../../src/console/assets/parts/log.js";
@@ -398,4 +398,10 @@ test("commands have no secrets", () => {
     assert.equal(masked({ method: "PUT", url: "/api/v1/agents/1", body: '{"auth_config":{"token":"x"},"auth_type":"bearer"}' }), '{"auth_config":{"token":"SECRET"},"auth_type":"bearer"}');
     assert.equal(masked({ method: "POST", url: "/api/v1/workflow-names/webhooks-x/execute", body: '{"secret":"1"}' }), '{"secret":"1"}');
     assert.equal(masked({ method: "GET", url }), undefined);
+});
+
+test("a field has the problem of its member, or of a part of it", () => {
+    const error = { errors: [{ field: "body.quotas.agents", message: "too many" }, { field: "body.cron[0]", message: "wrong" }] };
+    assert.deepEqual(["quotas.agents", "quotas", "quotas.age", "cron", "name"].map((name) => problemOf(error, name)), ["too many", "too many", undefined, "wrong", undefined]);
+    assert.equal(problemOf(null, "name"), undefined);
 });

@@ -146,6 +146,12 @@ export function problemsOf(error, prefix) {
     return found;
 }
 
+/** What the service has found in a member of a body, or in a part of it. @param {any} error @param {string} member @returns {string | undefined} */
+export function problemOf(error, member) {
+    const name = `body.${member}`;
+    return error?.errors?.find((/** @type {any} */ { field }) => field === name || field?.startsWith(`${name}.`) || field?.startsWith(`${name}[`))?.message;
+}
+
 /** What the service does not show again. */
 const SECRETS = ["secret", "secrets", "auth_config", "headers"];
 

@@ -64,6 +64,9 @@ export function can(permission) {
 /** Whether this is the operator's organisation, which alone sees how the processes fare. */
 export const isOperator = () => session.value?.organization_id === "default";
 
+/** Who alone manages organisations. */
+export const OPERATOR = "Needs an administrator of the organisation default";
+
 /** Words for what is missing. @param {string} permission */
 export function needs(permission) {
     const people = (ROLES[permission] ?? []).filter((role) => role !== "executor");

@@ -123,16 +123,17 @@ export function Json({ value, label }) {
             Download all (${Math.round(text.length / 1024)} KiB)</button>`;
 }
 
-/** A button that a permission opens; without it the button says who has it.
- * @param {{ permission?: string, onClick?: () => unknown, children?: any, kind?: string, disabled?: boolean, title?: string }} props */
-export function Action({ permission, onClick, children, kind, disabled, title }) {
+/** A button that a permission opens; without it the button says who has it. `refused`: why it cannot be pressed all the same.
+ * @param {{ permission?: string, refused?: string | false, onClick?: () => unknown, children?: any, kind?: string, disabled?: boolean, title?: string }} props */
+export function Action({ permission, refused, onClick, children, kind, disabled, title }) {
     use(session);
+    const button = useRef(/** @type {HTMLElement | null} */ (null));
     const [busy, setBusy] = useState(false);
     const alive = useRef(true);
     useEffect(() => () => void (alive.current = false), []);
-    const allowed = !permission || can(permission);
+    const missing = permission && !can(permission) ? needs(permission) : refused || "";
     const press = async () => {
-        if (busy || !allowed) return;
+        if (busy || missing) return;
         setBusy(true);
         try {
             await onClick?.();
@@ -140,10 +141,15 @@ export function Action({ permission, onClick, children, kind, disabled, title })
             // Work that was given up is no problem.
             if (!(error instanceof DOMException && error.name === "AbortError")) say(words(error), true);
         }
-        if (alive.current) setBusy(false);
+        if (!alive.current) return;
+        setBusy(false);
+        // What was refused can be mended at once.
+        requestAnimationFrame(() => {
+            const field = button.current?.closest("dialog, .answer, .narrow")?.querySelector('[aria-invalid="true"]');
+            if (field instanceof HTMLElement) field.focus();
+        });
     };
-    const missing = allowed ? "" : needs(permission ?? "");
-    return html`<button type="button" class=${kind ?? ""} disabled=${disabled && allowed} aria-disabled=${!allowed || busy ? "true" : undefined}
+    return html`<button type="button" ref=${button} class=${kind ?? ""} disabled=${disabled && !missing} aria-disabled=${missing || busy ? "true" : undefined}
         title=${missing || title} aria-busy=${busy} onClick=${press}>${children}${missing && html`<span class="sr">. ${missing}</span>`}</button>`;
 }
 

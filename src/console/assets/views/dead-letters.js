@@ -1,20 +1,24 @@
 import { html, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Finish, Sure, Text } from "../parts/form.js";
+import { Finish, jsonOf, Sure, Text, useBlame } from "../parts/form.js";
 import { choices, PagedTable, useFilters, usePage } from "../parts/list.js";
-import { useGet } from "../parts/load.js";
+import { useEvery, useGet } from "../parts/load.js";
 import { to } from "../parts/router.js";
-import { fault, parsed, pretty } from "../parts/text.js";
+import { exact } from "../parts/schema.js";
+import { pretty } from "../parts/text.js";
 import { bytes } from "../parts/time.js";
 import { Action, Dialog, Empty, Facts, Head, Json, Pending, say, Status, Time } from "../parts/ui.js";
 
 const REASONS = ["empty", "invalid_json", "invalid_message", "unknown_kind", "invalid_content", "invalid_plan", "too_large", "refused_by_database", "record_unreadable",
     "expression_failed", "workflow_not_found", "workflow_not_active", "input_not_resolved", "input_invalid", "chain_too_long"];
+/** While one is about to be sent again. */
+const LOOK_MS = 2000;
 const STATUSES = ["open", "redriving", "redriven", "discarded"];
 
 export function DeadLetters() {
     const { asked, filter, isFiltered } = useFilters(["status", "reason", "topic", "run_id"]);
     const loaded = usePage("/dead-letters", { query: { ...asked, page_size: 50 } });
+    useEvery(Boolean(loaded.data?.items.some((/** @type {any} */ letter) => letter.status === "redriving")), LOOK_MS, loaded.reload);
     return html`<${Head} title="Dead letters" /><div class="filters" role="search">${filter("run_id", "Run", undefined, true)}
         ${filter("status", "Status", choices(STATUSES))}${filter("reason", "Reason", choices(REASONS))}${filter("topic", "Topic")}</div>
         <${PagedTable} loaded=${loaded} label="Dead letters" what="dead letters" columns=${["Record", "Status", "Reason", "Run", "Size", "Arrived", "Detail"]}
@@ -30,6 +34,7 @@ export function DeadLetter({ dead_letter_id: id }) {
     const path = { dead_letter_id: id };
     const loaded = useGet("/dead-letters/{dead_letter_id}", { path });
     const [open, setOpen] = useState("");
+    useEvery(loaded.data?.status === "redriving", LOOK_MS, loaded.reload);
     if (!loaded.data) return html`<${Pending} loaded=${loaded} what="dead letter" back=${[to("dead-letters"), "Dead letters"]} />`;
     const letter = loaded.data;
     const isOpen = letter.status === "open";
@@ -57,25 +62,34 @@ export function DeadLetter({ dead_letter_id: id }) {
             onClose=${() => setOpen("")} />`}`;
 }
 
+/** A record as it is, or with its lines in order if that changes nothing in it. @param {string} text */
+function readable(text) {
+    try {
+        return pretty(exact(text));
+    } catch {
+        return text;
+    }
+}
+
 /** @param {{ octets: any, label: string }} props */
 function Octets({ octets, label }) {
     if (!octets) return html`<p class="faint">none</p>`;
     if (octets.encoding !== "text") return html`<p class="faint">as base64</p><${Json} value=${octets.content} label=${label} />`;
-    const isJson = !fault(octets.content);
-    return html`<${Json} value=${isJson ? JSON.parse(octets.content) : octets.content} label=${label} />`;
+    return html`<${Json} value=${readable(octets.content)} label=${label} />`;
 }
 
 /** @param {{ letter: any, onClose: () => void, done: () => void }} props */
 function Redrive({ letter, onClose, done }) {
     const text = letter.value?.encoding === "text" ? letter.value.content : "";
     const [edits, setEdits] = useState(false);
-    const [value, setValue] = useState(() => (text && !fault(text) ? pretty(JSON.parse(text)) : text));
+    const [value, setValue] = useState(() => readable(text));
+    const { blame, problem } = useBlame();
     const work = async () => {
-        await api("POST", "/dead-letters/{dead_letter_id}/redrive", { path: { dead_letter_id: letter.id }, body: edits ? { value: parsed(value) } : {} });
+        await api("POST", "/dead-letters/{dead_letter_id}/redrive", { path: { dead_letter_id: letter.id }, body: edits ? { value: jsonOf("value", value) } : {} });
         say("The record is sent again");
         done();
     };
     return html`<${Dialog} title="Send the record again" wide onClose=${onClose}><label class="check"><input type="checkbox" checked=${edits} onChange=${() => setEdits(!edits)} /> With a corrected value</label>
-        ${edits && html`<${Text} id="corrected" label="Value (JSON)" rows=${14} value=${value} change=${setValue} />`}
-        <${Finish} work=${work} permission="dead-letters:manage" onClose=${onClose}>Send again</${Finish}></${Dialog}>`;
+        ${edits && html`<${Text} id="corrected" label="Value (JSON)" rows=${14} value=${value} problem=${problem("value")} change=${setValue} />`}
+        <${Finish} work=${work} permission="dead-letters:manage" blame=${blame} onClose=${onClose}>Send again</${Finish}></${Dialog}>`;
 }

@@ -1,8 +1,8 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Choice, Finish, Line, Once, Sure } from "../parts/form.js";
+import { Choice, Finish, Line, Once, Sure, useBlame } from "../parts/form.js";
 import { PagedTable, usePage } from "../parts/list.js";
-import { session, ROLES } from "../parts/session.js";
+import { isOperator, OPERATOR, session, ROLES } from "../parts/session.js";
 import { Action, Dialog, Empty, Head, say, Time } from "../parts/ui.js";
 
 const ROLE_NAMES = ["viewer", "operator", "editor", "admin", "executor"];
@@ -32,6 +32,7 @@ function Make({ onClose }) {
     const [days, setDays] = useState("");
     const [scopes, setScopes] = useState(/** @type {string[]} */ ([]));
     const [made, setMade] = useState(/** @type {any} */ (null));
+    const { blame, problem } = useBlame();
     const possible = Object.keys(ROLES).filter((permission) => ROLES[permission]?.includes(role));
     const work = async () => {
         /** @type {Record<string, unknown>} */
@@ -42,13 +43,13 @@ function Make({ onClose }) {
         setMade(await api("POST", "/api-keys", { body }));
     };
     if (made) return html`<${Once} title="The new key" items=${[["API key", made.key]]} onClose=${onClose} />`;
-    return html`<${Dialog} title="New API key" onClose=${onClose}><${Line} id="key-name" label="Name" value=${name} maxlength="100" change=${setName} />
-        <${Choice} id="key-role" label="Role" value=${role} options=${ROLE_NAMES.map((one) => [one, one])} change=${setRole} />
-        <${Line} id="key-organisation" label="Organisation" value=${organisation} change=${setOrganisation} />
-        <${Choice} id="key-days" label="Expires" value=${days} change=${setDays} options=${[["", "never"], ["7", "in 7 days"], ["30", "in 30 days"], ["90", "in 90 days"], ["365", "in a year"]]} />
+    return html`<${Dialog} title="New API key" onClose=${onClose}><${Line} id="key-name" label="Name" value=${name} maxlength="100" problem=${problem("name")} change=${setName} />
+        <${Choice} id="key-role" label="Role" value=${role} options=${ROLE_NAMES.map((one) => [one, one])} problem=${problem("role")} change=${setRole} />
+        <${Line} id="key-organisation" label=${html`Organisation ${!isOperator() && html`<span class="faint">${OPERATOR}</span>`}`} value=${organisation} readonly=${!isOperator()} problem=${problem("organization_id")} change=${setOrganisation} />
+        <${Choice} id="key-days" label="Expires" value=${days} problem=${problem("expires_at")} change=${setDays} options=${[["", "never"], ["7", "in 7 days"], ["30", "in 30 days"], ["90", "in 90 days"], ["365", "in a year"]]} />
         <fieldset><legend>Only these permissions <span class="faint">(none: all of the role)</span></legend><div class="choices">${possible.map((scope) => html`<label key=${scope}><input type="checkbox"
             checked=${scopes.includes(scope)} onChange=${() => setScopes(scopes.includes(scope) ? scopes.filter((one) => one !== scope) : [...scopes, scope])} /> ${scope}</label>`)}</div></fieldset>
-        <${Finish} work=${work} permission="keys:manage" disabled=${!name.trim()} onClose=${onClose}>Make the key</${Finish}></${Dialog}>`;
+        <${Finish} work=${work} permission="keys:manage" disabled=${!name.trim()} blame=${blame} onClose=${onClose}>Make the key</${Finish}></${Dialog}>`;
 }
 
 /** @param {{ apiKey: any, onClose: () => void, done: () => void }} props */
@@ -58,5 +59,5 @@ function Revoke({ apiKey, onClose, done }) {
         say(`${apiKey.name} is revoked`);
         done();
     };
-    return html`<${Sure} title=${`Revoke ${apiKey.name}`} text="Requests with this key are refused from now on. This cannot be undone." permission="keys:manage" action="Revoke" work=${work} onClose=${onClose} />`;
+    return html`<${Sure} title=${`Revoke ${apiKey.name}`} text="Requests with this key are refused from now on, and so are those with keys and tokens that were made with it. This cannot be undone." permission="keys:manage" action="Revoke" work=${work} onClose=${onClose} />`;
 }

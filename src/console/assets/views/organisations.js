@@ -1,19 +1,20 @@
 import { html, use, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Finish, Line, Sure } from "../parts/form.js";
+import { Finish, Line, Sure, useBlame } from "../parts/form.js";
 import { PagedTable, Table, usePage } from "../parts/list.js";
 import { useGet } from "../parts/load.js";
 import { go, to } from "../parts/router.js";
-import { session } from "../parts/session.js";
+import { isOperator, OPERATOR, session } from "../parts/session.js";
 import { Action, Dialog, Empty, Facts, Head, Pending, say, Status, Time } from "../parts/ui.js";
 
 /** @type {[string, string][]} */
 const QUOTAS = [["agents", "Agents"], ["workflows", "Workflows"], ["api_keys", "API keys"], ["queued_runs", "Queued runs"]];
 
 export function Organisations() {
+    use(session);
     const loaded = usePage("/organizations", { query: { page_size: 50 } });
     const [making, setMaking] = useState(false);
-    return html`<${Head} title="Organisations"><${Action} kind="primary" permission="organizations:manage" onClick=${() => setMaking(true)}>New organisation</${Action}></${Head}>
+    return html`<${Head} title="Organisations"><${Action} kind="primary" permission="organizations:manage" refused=${!isOperator() && OPERATOR} onClick=${() => setMaking(true)}>New organisation</${Action}></${Head}>
         <${PagedTable} loaded=${loaded} label="Organisations" what="organisations" columns=${["Id", "Name", "Status", "Retention", "Created", "By"]}
             empty=${html`<${Empty}>There are no organisations besides the default one.</${Empty}>`}
             row=${(/** @type {any} */ one) => html`<tr data-row key=${one.id}><td><a href=${to("organisations", one.id)}>${one.id}</a></td><td>${one.name}</td>
@@ -38,8 +39,8 @@ export function Organisation({ organization_id: id }) {
         loaded.reload();
     };
     return html`<${Head} title=${one.name} back=${[to("organisations"), "Organisations"]}>
-            <${Action} permission="organizations:manage" onClick=${() => setOpen("edit")}>Edit</${Action}>
-            <${Action} permission="organizations:manage" kind=${isActive ? "danger quiet" : "primary"} onClick=${isActive ? () => setOpen("suspend") : swap}>${isActive ? "Suspend" : "Activate"}</${Action}></${Head}>
+            <${Action} permission="organizations:manage" refused=${!isOperator() && OPERATOR} onClick=${() => setOpen("edit")}>Edit</${Action}>
+            <${Action} permission="organizations:manage" refused=${!isOperator() && OPERATOR} kind=${isActive ? "danger quiet" : "primary"} onClick=${isActive ? () => setOpen("suspend") : swap}>${isActive ? "Suspend" : "Activate"}</${Action}></${Head}>
         <${Facts} items=${[["Id", one.id], ["Status", html`<${Status} status=${one.status.toUpperCase()} />`], ["Retention", one.retention_days === null ? "default" : `${one.retention_days} days`],
             ["Created", html`<${Time} at=${one.created_at} absolute />`], ["Changed", html`<${Time} at=${one.updated_at} absolute />`], ["By", one.updated_by]]} />
         <h2>Quotas</h2><${Table} label="Quotas" columns=${["", "Used", "Quota"]}>${QUOTAS.map(([name, title]) => html`<tr key=${name}><th scope="row">${title}</th>
@@ -52,6 +53,7 @@ export function Organisation({ organization_id: id }) {
 /** @param {{ organisation: any, onClose: () => void, done: (one: any) => void }} props */
 function Edit({ organisation, onClose, done }) {
     const [first] = useState(organisation ?? {});
+    const { blame, problem } = useBlame();
     const [id, setId] = useState("");
     const [name, setName] = useState(organisation?.name ?? "");
     const [retention, setRetention] = useState(organisation?.retention_days === null || !organisation ? "" : String(organisation.retention_days));
@@ -73,10 +75,10 @@ function Edit({ organisation, onClose, done }) {
         done(saved);
     };
     return html`<${Dialog} title=${organisation ? `Edit ${organisation.name}` : "New organisation"} onClose=${onClose}>
-        ${!organisation && html`<${Line} id="organisation-id" label="Id" value=${id} change=${setId} />`}
-        <${Line} id="organisation-name" label="Name" value=${name} change=${setName} />
-        <${Line} id="organisation-retention" label=${html`Retention of ended runs in days <span class="faint">empty: default</span>`} inputmode="numeric" value=${retention} change=${setRetention} />
+        ${!organisation && html`<${Line} id="organisation-id" label="Id" value=${id} problem=${problem("id")} change=${setId} />`}
+        <${Line} id="organisation-name" label="Name" value=${name} problem=${problem("name")} change=${setName} />
+        <${Line} id="organisation-retention" label=${html`Retention of ended runs in days <span class="faint">empty: default</span>`} inputmode="numeric" value=${retention} problem=${problem("retention_days")} change=${setRetention} />
         <fieldset><legend>Quotas <span class="faint">empty: none</span></legend>${QUOTAS.map(([key, title]) => html`<${Line} key=${key} id=${`quota-${key}`} label=${title} inputmode="numeric"
-            value=${quotas[key] ?? ""} change=${(/** @type {string} */ text) => setQuotas({ ...quotas, [key]: text })} />`)}</fieldset>
-        <${Finish} work=${work} permission="organizations:manage" onClose=${onClose}>Store</${Finish}></${Dialog}>`;
+            value=${quotas[key] ?? ""} problem=${problem(`quotas.${key}`)} change=${(/** @type {string} */ text) => setQuotas({ ...quotas, [key]: text })} />`)}</fieldset>
+        <${Finish} work=${work} permission="organizations:manage" blame=${blame} onClose=${onClose}>Store</${Finish}></${Dialog}>`;
 }

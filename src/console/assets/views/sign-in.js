@@ -30,9 +30,9 @@ export function SignIn({ again }) {
         ${!again && html`<h1><${Logo} />Sign in</h1>`}
         <label for="credential">API key or token</label>
         <input id="credential" ref=${field} type="password" autocomplete="current-password" spellcheck=${false} value=${credential}
-            aria-invalid=${problem ? "true" : "false"} aria-describedby="about"
+            aria-invalid=${problem ? "true" : "false"} aria-describedby="about problem"
             onInput=${(/** @type {any} */ event) => setCredential(event.target.value)} />
-        ${problem && html`<p class="bad" role="alert">${problem}</p>`}
+        <p class="bad" id="problem" role="alert">${problem}</p>
         <button type="submit" class="primary" disabled=${busy || !credential.trim()}>${busy ? "Signing in…" : "Sign in"}</button>
         <p class="faint" id="about">It is exchanged for a session of this browser and not kept here. ${again ? "What you have typed is still there."
             : "An administrator makes keys:"}</p>

@@ -1,7 +1,7 @@
 // What starts runs without a client: the list, and the form of one.
 import { html, use, useState } from "../parts/runtime.js";
 import { api, ifMatch } from "../parts/api.js";
-import { Choice, Form, Finish, Once, useForm } from "../parts/form.js";
+import { Choice, Form, Finish, Once, useForm, useKey } from "../parts/form.js";
 import { CONFIGS, illness, LOOKS, named, TRIGGER, when } from "../parts/hooks.js";
 import { choices, PagedTable, useFilters, usePage } from "../parts/list.js";
 import { useSettled } from "../parts/load.js";
@@ -56,6 +56,7 @@ export function EditTrigger({ trigger, tag, onClose, done }) {
     const common = useForm(TRIGGER, given(trigger));
     // That of the members that the form shows, though the trigger is read again meanwhile.
     const [first] = useState(tag);
+    const key = useKey();
     if (made) {
         return html`<${Once} title=${`Address of ${made.name}`} items=${[["Address", made.url], ["Token", made.token]]} onClose=${() => done(made)}>
             <p class="faint">Whoever has the address can deliver${made.config.preset === "none" ? "" : ", if the delivery is signed"}.</p></${Once}>`;
@@ -66,7 +67,7 @@ export function EditTrigger({ trigger, tag, onClose, done }) {
         try {
             const saved = trigger
                 ? await api("PUT", "/triggers/{trigger_id}", { path: { trigger_id: trigger.id }, body: { ...EMPTY, ...members, config }, headers: ifMatch(first) })
-                : await api("POST", "/triggers", { body: { ...members, kind, config } });
+                : await api("POST", "/triggers", { body: { ...members, kind, config }, headers: key({ ...members, kind, config }) });
             say(`${saved.name} is stored`);
             if (saved.token) setMade(saved);
             else done(saved);
@@ -96,8 +97,10 @@ function Config({ kind, initial, save, onClose }) {
 function Preview({ config }) {
     const zone = use(utc);
     const [shown, setShown] = useState(/** @type {any} */ ({ times: [] }));
-    const { cron, exclude, every, anchor, ...rest } = config;
-    const asked = { cron: cron?.join("\n"), every, ...(every ? { anchor } : {}), exclude: exclude?.join("\n"),
+    // As JSON it may be anything while somebody types.
+    const { cron, exclude, every, anchor, ...rest } = config ?? {};
+    const lines = (/** @type {any} */ list) => [list ?? []].flat().join("\n");
+    const asked = { cron: lines(cron), every, ...(every ? { anchor } : {}), exclude: lines(exclude),
         ...Object.fromEntries(["time_zone", "dst_gap", "dst_fold", "start_at", "end_at"].map((name) => [name, rest[name]])) };
     useSettled(PAUSE_MS, [JSON.stringify(asked)], async (signal) => {
         try {

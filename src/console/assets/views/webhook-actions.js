@@ -1,7 +1,7 @@
 // Dialogs of a webhook: test, enable, rotate the secret, recover.
 import { html, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
-import { Choice, Finish, Line } from "../parts/form.js";
+import { Choice, Finish, Line, useBlame } from "../parts/form.js";
 import { useGet } from "../parts/load.js";
 import { fromField } from "../parts/time.js";
 import { Dialog, say } from "../parts/ui.js";
@@ -14,12 +14,13 @@ export function Test({ hook, onClose }) {
     const types = useGet("/webhook-events");
     const [type, setType] = useState(PING);
     const [attempt, setAttempt] = useState(/** @type {any} */ (null));
+    const { blame, problem } = useBlame();
     const names = [PING, ...(types.data?.items ?? []).map((/** @type {any} */ one) => one.type).filter((/** @type {string} */ name) => name !== PING)];
     const work = async () => setAttempt(await api("POST", "/webhooks/{webhook_id}/test", { path: { webhook_id: hook.id }, body: { event_type: type } }));
     return html`<${Dialog} title=${`Test ${hook.name}`} onClose=${onClose} wide><p class="faint">An example is sent at once, once, also if the webhook is disabled.</p>
-        <${Choice} id="test-type" label="Type of the event" value=${type} options=${names.map((name) => [name, name])} change=${setType} />
+        <${Choice} id="test-type" label="Type of the event" value=${type} options=${names.map((name) => [name, name])} problem=${problem("event_type")} change=${setType} />
         <div role="status">${attempt && html`<${Attempt} attempt=${attempt} />`}</div>
-        <${Finish} work=${work} permission="webhooks:write" onClose=${onClose}>Send it</${Finish}></${Dialog}>`;
+        <${Finish} work=${work} permission="webhooks:write" blame=${blame} onClose=${onClose}>Send it</${Finish}></${Dialog}>`;
 }
 
 /** @param {{ hook: any, onClose: () => void, done: () => void }} props */
@@ -52,6 +53,7 @@ export function Recover({ hook, onClose, done }) {
     const [until, setUntil] = useState("");
     const [which, setWhich] = useState("failed");
     const [counted, setCounted] = useState(/** @type {any} */ (null));
+    const { blame, problem } = useBlame();
     const change = (/** @type {(value: string) => void} */ set) => (/** @type {string} */ value) => (set(value), setCounted(null));
     const send = (/** @type {boolean} */ dry) => api("POST", "/webhooks/{webhook_id}/recover", { path: { webhook_id: hook.id },
         body: { since: fromField(since), which, dry_run: dry, ...(until ? { until: fromField(until) } : {}) } });
@@ -62,9 +64,9 @@ export function Recover({ hook, onClose, done }) {
         done();
     };
     const many = counted && `${counted.is_exact ? "" : "more than "}${counted.deliveries}`;
-    return html`<${Dialog} title="Send deliveries again" onClose=${onClose}><${Line} id="since" label="Events since (UTC)" type="datetime-local" value=${since} change=${change(setSince)} />
-        <${Line} id="before" label=${html`Before (UTC) <span class="faint">empty: now</span>`} type="datetime-local" value=${until} change=${change(setUntil)} />
-        <${Choice} id="which" label="What" value=${which} change=${change(setWhich)} options=${[["failed", "what has failed"], ["missing", "what was never sent"], ["all", "all events"]]} />
+    return html`<${Dialog} title="Send deliveries again" onClose=${onClose}><${Line} id="since" label="Events since (UTC)" type="datetime-local" value=${since} problem=${problem("since")} change=${change(setSince)} />
+        <${Line} id="before" label=${html`Before (UTC) <span class="faint">empty: now</span>`} type="datetime-local" value=${until} problem=${problem("until")} change=${change(setUntil)} />
+        <${Choice} id="which" label="What" value=${which} problem=${problem("which")} change=${change(setWhich)} options=${[["failed", "what has failed"], ["missing", "what was never sent"], ["all", "all events"]]} />
         <div role="status">${counted && html`<p><strong>${many} ${counted.deliveries === 1 ? "delivery" : "deliveries"} would be sent again.</strong></p>`}</div>
-        <${Finish} work=${work} permission="webhooks:write" disabled=${!since || counted?.deliveries === 0} onClose=${onClose}>${counted ? `Send ${many}` : "Count them"}</${Finish}></${Dialog}>`;
+        <${Finish} work=${work} permission="webhooks:write" disabled=${!since || counted?.deliveries === 0} blame=${blame} onClose=${onClose}>${counted ? `Send ${many}` : "Count them"}</${Finish}></${Dialog}>`;
 }

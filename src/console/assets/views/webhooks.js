@@ -1,7 +1,7 @@
 // Endpoints that events are sent to: the list, and the form of one.
 import { html, useState } from "../parts/runtime.js";
 import { api, ifMatch } from "../parts/api.js";
-import { Finish, Form, Once, useForm } from "../parts/form.js";
+import { Finish, Form, Once, useForm, useKey } from "../parts/form.js";
 import { LOOKS, NEW_WEBHOOK, WEBHOOK } from "../parts/hooks.js";
 import { PagedTable, usePage } from "../parts/list.js";
 import { go, to } from "../parts/router.js";
@@ -34,6 +34,7 @@ const given = (hook) => hook && Object.fromEntries(Object.keys(WEBHOOK.propertie
 export function EditWebhook({ hook, tag, onClose, done }) {
     const form = useForm(hook ? WEBHOOK : NEW_WEBHOOK, given(hook));
     const [first] = useState(tag);
+    const key = useKey();
     const [made, setMade] = useState(/** @type {any} */ (null));
     if (made) return html`<${Once} title=${`Secret of ${made.name}`} items=${[["Secret", made.secret]]} onClose=${() => done(made)}><p class="faint">The receiver verifies with it that a delivery is from here.</p></${Once}>`;
     const work = async () => {
@@ -44,7 +45,7 @@ export function EditWebhook({ hook, tag, onClose, done }) {
             say(`${saved.name} is stored`);
             return done(saved);
         }
-        setMade(await api("POST", "/webhooks", { body }));
+        setMade(await api("POST", "/webhooks", { body, headers: key(body) }));
     };
     return html`<${Dialog} title=${hook ? `Edit ${hook.name}` : "New webhook"} onClose=${onClose} wide><${Form} form=${form} id="webhook" label="Webhook" />
         <${Finish} work=${work} permission="webhooks:write" blame=${form.blame} onClose=${onClose}>Store</${Finish}></${Dialog}>`;
