@@ -73,11 +73,16 @@ export function formJourneys(context, at) {
             await page.browser.evaluate(`(() => { const field = ${section}.querySelector("input"); field.value = "${words}"; field.dispatchEvent(new Event("input", { bubbles: true })); })()`);
         }
         await page.browser.evaluate(`[...${one}.querySelectorAll("button")].find((button) => button.innerText === "Reject").click()`);
-        await page.browser.until(`!${one}`, "the answer");
+        // It keeps its place, so that the others keep theirs.
+        await page.browser.until(`${one}?.innerText.includes("does not wait any more")`, "the answer");
+        assert.equal(await page.browser.evaluate(`[...${one}.querySelectorAll("button")].every((button) => button.ariaDisabled === "true")`), true);
         assert.equal(await page.browser.evaluate(`${other}.querySelector("input").value`), "of the second");
-        // One that comes meanwhile appears by itself.
+        // One that comes meanwhile appears by itself, after all others.
         const late = await service.call("POST", "/workflow-names/inbox/execute", { input_data: {} });
         await page.browser.until(`Boolean(${inside(late.id)})`, "the new approval");
+        assert.equal(await page.browser.evaluate(`[...document.querySelectorAll("section.waiting")].indexOf(${inside(late.id)}) === document.querySelectorAll("section.waiting").length - 1`), true);
+        await page.press("Hide what is over (1)");
+        await page.browser.until(`!${one}`, "the end of what is over");
         assert.equal(await page.browser.evaluate(`${other}.querySelector("input").value`), "of the second");
         await page.press("Answered");
         await page.reads("of the first");
@@ -260,6 +265,50 @@ export function formJourneys(context, at) {
         await page.press("Close");
     });
 
+    test("a role of a token answers what is for it, and what needs another one says so", async () => {
+        const { page, service } = context();
+        const runs = {};
+        for (const role of ["manager", "treasurer"]) {
+            await service.call("PUT", `/workflow-names/for-${role}`, { start_step: "approve", steps: { approve: { id: "approve", type: "callback", input_mapping: { what: "one\ntwo", more: { a: 1 } },
+                callback_config: { approval: { role } } } } });
+            runs[role] = await service.call("POST", `/workflow-names/for-${role}/execute`, { input_data: {} });
+        }
+        await page.fresh();
+        await page.signIn(service.token({ sub: "ann", role: "operator", roles: ["manager"] }), "/console/approvals?show=all");
+        const [mine, other] = [inside(runs.manager.id), inside(runs.treasurer.id)];
+        await page.browser.until(`Boolean(${mine} && ${other})`, "both approvals");
+        const approve = (/** @type {string} */ section) => `[...${section}.querySelectorAll("button")].find((one) => one.innerText.startsWith("Approve"))`;
+        assert.deepEqual(await page.browser.evaluate(`[${approve(other)}.ariaDisabled, ${approve(other)}.title]`), ["true", "Needs the role treasurer"]);
+        await page.press("For my role");
+        await page.browser.until(`${mine} && !${other}`, "only what is for this role");
+        await page.browser.evaluate(`${approve(mine)}.click()`);
+        await page.browser.until(`${mine}?.innerText.includes("does not wait any more")`, "the answer");
+        await page.press("API");
+        const commands = await page.browser.evaluate("[...document.querySelectorAll('dialog pre')].map((one) => one.innerText)");
+        assert.ok(commands.every((one) => one.includes('-H "Authorization: Bearer $TOKEN"')), commands.join("\n"));
+        assert.ok(commands.some((one) => one.includes("/callbacks/CALLBACK_TOKEN") && one.includes('{"approved":true}')), commands.join("\n"));
+        await page.press("Close");
+        await page.fresh();
+    });
+
+    test("an answer without a schema is any JSON, and what is no JSON is said at its field", async () => {
+        const { page, service } = context();
+        const { id } = await service.call("POST", "/workflow-names/asked/execute", { input_data: {} });
+        await at(`/console/runs/${id}`);
+        await page.fill("Answer", "[1,");
+        await page.press("Answer", "button");
+        await wrong(page, "Answer", /Line 1/);
+        await page.fill("Answer", "[9007199254740993]");
+        await page.press("Answer", "button");
+        await wrong(page, "Answer", /would change 9007199254740993/);
+        await page.fill("Answer", '["yes", 2]');
+        const [body] = await sent(page, /callbacks/, async () => {
+            await page.press("Answer", "button");
+            await service.ended(id);
+        });
+        assert.deepEqual(body, ["yes", 2]);
+    });
+
     test("a retry keeps what was typed, though somebody else retries, and says at the input what the service refuses", async () => {
         const { page, service } = context();
         await service.call("PUT", "/workflow-names/retried-by-two", { input_schema: { type: "object", properties: { order: { type: "string" }, address: { type: "string" }, id: { type: "integer" } } }, start_step: "read",
@@ -316,6 +365,28 @@ export function formJourneys(context, at) {
         await page.browser.until("location.pathname.startsWith('/console/runs/')", "the run");
         assert.equal((await service.call("GET", `/runs?trigger_id=${trigger.id}`)).items.length, 1);
         page.browser.complaints.splice(0);
+    });
+
+    test("of many questions some are shown, which is said, and a page is not turned away from what was typed without a question", async () => {
+        const { page, service } = context();
+        await service.call("POST", "/organizations", { id: "crowd", name: "Crowd" });
+        const { key } = await service.call("POST", "/api-keys", { name: "crowd-admin", role: "admin", organization_id: "crowd" });
+        const names = Array.from({ length: 51 }, (_, index) => `ask${index}`);
+        await service.call("PUT", "/workflow-names/many", { start_step: "all", steps: { all: { id: "all", type: "fork_join", fork_join_config: { branches: Object.fromEntries(names.map((name) => [name, { steps: [name] }])) } },
+            ...Object.fromEntries(names.map((id) => [id, { id, type: "callback", callback_config: { approval: {} } }])) } }, key);
+        const { id } = await service.call("POST", "/workflow-names/many/execute", { input_data: {} }, key);
+        await page.fresh();
+        await page.signIn(key, `/console/runs/${id}`);
+        await page.reads("50 of 51 are shown");
+        await page.go("/console/approvals");
+        await page.fill("Comment", "of the first page");
+        page.leaves = false;
+        await page.press("Next");
+        assert.equal(await page.browser.evaluate("$field('Comment').value"), "of the first page");
+        page.leaves = true;
+        await page.press("Next");
+        await page.browser.until("document.querySelectorAll('section.waiting').length === 1", "the second page");
+        await page.fresh();
     });
 
     test("a dead letter that is about to be sent is read until it is", async () => {

@@ -3,12 +3,13 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { reader } from "../../src/console/assets/parts/attempts.js";
 import { illness, limitWords, masked, problemOf, problemsOf, when } from "../../src/console/assets/parts/hooks.js";
+import { inPlace } from "../../src/console/assets/parts/inbox.js";
 import { lanesOf, layout, NODE, withPlan } from "../../src/console/assets/parts/layout.js";
-import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, toCsv, tookMs, unread } from "../../src/console/assets/parts/run-list.js";
-import { withEntry, withPage } from "../../src/console/assets/parts/log.js";
 import { pages } from "../../src/console/assets/parts/load.js";
-import { fields, gather, show } from "../../src/console/assets/parts/schema.js";
+import { withEntry, withPage } from "../../src/console/assets/parts/log.js";
+import { allows, cell, columnsOf, compareRows, DEFAULT_COLUMNS, filtersOf, renewed, toCsv, tookMs, unread } from "../../src/console/assets/parts/run-list.js";
 import { attemptOf, runWords, under, waitsForPeople } from "../../src/console/assets/parts/run-words.js";
+import { fields, gather, show } from "../../src/console/assets/parts/schema.js";
 import { align, differences, member, same, states, tree, withDelta } from "../../src/console/assets/parts/steps.js";
 import { clipped, csvLine, curl, diff, exact, fault, hunks, locate, match, pretty } from "../../src/console/assets/parts/text.js";
 import { absolute, bytes, duration, fromField, percentile, relative, toField } from "../../src/console/assets/parts/time.js";
@@ -404,4 +405,12 @@ test("a field has the problem of its member, or of a part of it", () => {
     const error = { errors: [{ field: "body.quotas.agents", message: "too many" }, { field: "body.cron[0]", message: "wrong" }] };
     assert.deepEqual(["quotas.agents", "quotas", "quotas.age", "cron", "name"].map((name) => problemOf(error, name)), ["too many", "too many", undefined, "wrong", undefined]);
     assert.equal(problemOf(null, "name"), undefined);
+});
+
+test("in the inbox nothing moves: what is over stays, and what is new comes last", () => {
+    const of = (/** @type {string} */ urls) => [...urls].map((url) => ({ url }));
+    const seen = inPlace(of("abc"), of("xacy"));
+    assert.deepEqual(seen.map((one) => one.url + (one.is_gone ? "!" : "")), ["a", "b!", "c", "x", "y"]);
+    assert.deepEqual(inPlace(seen, of("b")).map((one) => one.url + (one.is_gone ? "!" : "")), ["a!", "b", "c!", "x!", "y!"]);
+    assert.deepEqual(inPlace([], of("ba")), of("ba"));
 });

@@ -50,7 +50,7 @@ export function runJourneys(context, at) {
         await page.fill("Comment", `fine ${ATTACK}`);
         const section = `[...document.querySelectorAll('section.waiting')].find((one) => one.innerText.includes('${made.runs.approval.id}'))`;
         await page.browser.evaluate(`[...${section}.querySelectorAll('button')].find((one) => one.innerText === 'Approve').click()`);
-        await page.browser.until(`!${section}`, "the approval leaving the inbox");
+        await page.browser.until(`${section}?.innerText.includes("does not wait any more")`, "the end of the approval");
         await page.go(`/console/runs/${made.runs.approval.id}`);
         await page.browser.until("document.querySelector('.run-words .status')?.innerText.includes('completed')", "the end of the run");
     });

@@ -1,6 +1,6 @@
 // A whole service with authentication, as `workflow-api dev` starts it, filled with what the screens show.
 import { execFileSync, spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
+import { createHmac, randomBytes } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -43,7 +43,8 @@ export class Service {
         const key = execFileSync(program, ["api-key"], { encoding: "utf8" }).match(/wf_\S+/)?.[0];
         service.key = key;
         // On a machine that has other work too, what is slow is not yet a failure.
-        const env = { ...process.env, DATABASE_ACQUIRE_TIMEOUT_MS: "8000", ...(isOpen ? {} : { JWT_SECRET: randomBytes(32).toString("hex"), BOOTSTRAP_API_KEY: key }), API_PORT: String(await freePort()) };
+        service.secret = randomBytes(32).toString("hex");
+        const env = { ...process.env, DATABASE_ACQUIRE_TIMEOUT_MS: "8000", ...(isOpen ? {} : { JWT_SECRET: service.secret, BOOTSTRAP_API_KEY: key }), API_PORT: String(await freePort()) };
         service.child = spawn(program, ["dev", "--data-dir", join(service.folder, "dev")], { env, stdio: ["ignore", "pipe", "pipe"], cwd: service.folder });
         service.said = "";
         await new Promise((resolve, reject) => {
@@ -61,6 +62,13 @@ export class Service {
         service.database = `postgresql://workflow_user@${address}/${database}`;
         service.password = readFileSync(join(service.folder, "dev/postgres.password"), "utf8").trim();
         return service;
+    }
+
+    /** A token with these claims. @param {any} claims */
+    token(claims) {
+        const part = (/** @type {any} */ value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+        const text = `${part({ alg: "HS256" })}.${part({ exp: Math.floor(Date.now() / 1000) + 3600, ...claims })}`;
+        return `${text}.${createHmac("sha256", this.secret).update(text).digest("base64url")}`;
     }
 
     /** The answer of the API, or its error. */

@@ -9,6 +9,7 @@ import { ApiError, ended, meta, page } from "./api.js";
  * @property {string | null} subject
  * @property {string | null} organization_id
  * @property {string | null} role
+ * @property {string[]} roles further ones, for approvals
  * @property {"api_key" | "token" | null} credential
  * @property {string[]} permissions
  * @property {string} server_time
@@ -66,6 +67,12 @@ export const isOperator = () => session.value?.organization_id === "default";
 
 /** Who alone manages organisations. */
 export const OPERATOR = "Needs an administrator of the organisation default";
+
+/** The role that an answer needs and this caller lacks, if any. @param {{ role: string | null }} callback */
+export function lacks({ role }) {
+    const who = session.value;
+    return !role || !who?.authentication || ["admin", role].includes(who.role ?? "") || who.roles?.includes(role) ? "" : role;
+}
 
 /** Words for what is missing. @param {string} permission */
 export function needs(permission) {
