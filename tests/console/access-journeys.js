@@ -227,4 +227,22 @@ export function accessJourneys(context, at) {
         })`);
         assert.deepEqual(turned, []);
     });
+
+    test("a service that is not ready says which part is not", async () => {
+        const { page, made } = context();
+        await page.fresh();
+        await page.signIn(made.viewer, "/console/system");
+        await page.browser.call("Fetch.enable", { patterns: [{ urlPattern: "*/health/*" }] });
+        const body = Buffer.from(JSON.stringify({ status: "not_ready", ready: false, checks: { database: "connected", kafka: "disconnected" }, timestamp: new Date().toISOString() }));
+        const stop = page.browser.on("Fetch.requestPaused", ({ requestId }) => page.browser.call("Fetch.fulfillRequest", { requestId, responseCode: 503,
+            responseHeaders: [{ name: "content-type", value: "application/json" }], body: body.toString("base64") }));
+        try {
+            await page.go("/console/system");
+            await page.reads("kafka");
+            await page.reads("disconnected");
+        } finally {
+            stop();
+            await page.browser.call("Fetch.disable");
+        }
+    });
 }

@@ -148,7 +148,7 @@ test("credentials are kept nowhere: what the browser stores are theme, time zone
 });
 
 // Why the budget is of what is loaded to begin with: docs/adr/0034-console-without-a-build.md.
-test("what a browser loads to begin with has at most 57 kB when it is compressed, and all together at most 134 kB", () => {
+test("what a browser loads to begin with has at most 61 kB when it is compressed, and all together at most 148 kB", () => {
     const own = MODULES.reduce((sum, [, text]) => sum + Buffer.byteLength(text), 0);
     const compressed = (/** @type {string[]} */ paths) => paths.reduce((sum, path) => sum + gzipSync(FILES.get(path), { level: 9 }).length, 0);
     const needed = ["app.js"];
@@ -162,9 +162,9 @@ test("what a browser loads to begin with has at most 57 kB when it is compressed
     const all = compressed([...FILES.keys()].filter((path) => /\.(js|css|html|svg)$/.test(path)));
     console.log(`own ${own} bytes in ${MODULES.length} modules; compressed: ${first} bytes to begin with, ${all} bytes in all`);
     assert.ok(needed.length > 10 && !needed.includes("views/editor.js"));
-    assert.ok(own <= 340_000, `own modules have ${own} bytes`);
-    assert.ok(first <= 57_000, `${first} bytes are loaded to begin with`);
-    assert.ok(all <= 134_000, `all have ${all} bytes`);
+    assert.ok(own <= 377_000, `own modules have ${own} bytes`);
+    assert.ok(first <= 61_000, `${first} bytes are loaded to begin with`);
+    assert.ok(all <= 148_000, `all have ${all} bytes`);
     for (const [path, text] of OWN) assert.ok(text.split("\n").length <= 500, `${path} has more than 500 lines`);
 });
 

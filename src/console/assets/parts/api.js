@@ -49,6 +49,7 @@ export class ApiError extends Error {
     constructor(status, body) {
         super(typeof body?.detail === "string" ? body.detail : `The service answered ${status}`);
         this.status = status;
+        this.body = body;
         /** @type {string} */
         this.code = typeof body?.code === "string" ? body.code : "";
         /** @type {FieldError[]} */

@@ -4,7 +4,7 @@ import { InputForm, useInput } from "./input.js";
 import { problemOf, problemsOf } from "./hooks.js";
 import { typed } from "./list.js";
 import { unsaved } from "./router.js";
-import { exact } from "./schema.js";
+import { parsed } from "./text.js";
 import { Action, Code, Dialog, Problem, words } from "./ui.js";
 
 /**
@@ -37,7 +37,7 @@ export function useBlame() {
 /** The value of a JSON text that is this member of the body. @param {string} member @param {string} text @returns {any} */
 export function jsonOf(member, text) {
     try {
-        return exact(text);
+        return parsed(text);
     } catch (cause) {
         const message = words(cause);
         throw Object.assign(new Error(message), { errors: [{ field: `body.${member}`, message }] });

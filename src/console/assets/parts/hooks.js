@@ -1,4 +1,5 @@
 // Pure: what triggers and webhooks are made of, and what has become of them, in words.
+import { exact } from "./text.js";
 import { duration } from "./time.js";
 
 /** A list of texts. @param {string} description @param {boolean} [rare] */
@@ -159,5 +160,5 @@ const SECRETS = ["secret", "secrets", "auth_config", "headers"];
 export function masked({ url, body }) {
     if (!body || !/\/(agents|triggers|webhooks)(\/|$)/.test(url)) return body;
     const hide = (/** @type {unknown} */ value) => JSON.parse(JSON.stringify(value, (_, inner) => (typeof inner === "string" ? "SECRET" : inner)));
-    return JSON.stringify(JSON.parse(body), (name, value) => (SECRETS.includes(name) ? hide(value) : value));
+    return JSON.stringify(exact(body), (name, value) => (SECRETS.includes(name) ? hide(value) : value));
 }

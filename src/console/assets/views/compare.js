@@ -1,7 +1,7 @@
 import { html, use, useMemo, useState } from "../parts/runtime.js";
 import { api } from "../parts/api.js";
 import { readWhole } from "../parts/attempts.js";
-import { Table, valueOf } from "../parts/list.js";
+import { Table, Typing } from "../parts/list.js";
 import { useLoad } from "../parts/load.js";
 import { place, setQuery, to } from "../parts/router.js";
 import { took } from "../parts/run-list.js";
@@ -41,8 +41,8 @@ export function Compare() {
 /** @param {{ name: string, label: string, value: string }} props */
 function Choice({ name, label, value }) {
     const id = `run-${name}`;
-    return html`<div class="filter wide"><label for=${id}>${label}</label><input id=${id} class="mono" value=${value} placeholder="run-…"
-        data-search=${name === "a" ? "" : undefined} onChange=${(/** @type {any} */ event) => setQuery({ [name]: valueOf(event).trim() })} /></div>`;
+    return html`<div class="filter wide"><label for=${id}>${label}</label><${Typing} id=${id} class="mono" value=${value} placeholder="run-…"
+        data-search=${name === "a" ? "" : undefined} change=${(/** @type {string} */ text) => setQuery({ [name]: text })} /></div>`;
 }
 
 /** @param {{ left: any, right: any }} props */

@@ -4,8 +4,7 @@ import { Finish, jsonOf, Sure, Text, useBlame } from "../parts/form.js";
 import { choices, PagedTable, useFilters, usePage } from "../parts/list.js";
 import { useEvery, useGet } from "../parts/load.js";
 import { to } from "../parts/router.js";
-import { exact } from "../parts/schema.js";
-import { pretty } from "../parts/text.js";
+import { parsed, pretty } from "../parts/text.js";
 import { bytes } from "../parts/time.js";
 import { Action, Dialog, Empty, Facts, Head, Json, Pending, say, Status, Time } from "../parts/ui.js";
 
@@ -65,7 +64,7 @@ export function DeadLetter({ dead_letter_id: id }) {
 /** A record as it is, or with its lines in order if that changes nothing in it. @param {string} text */
 function readable(text) {
     try {
-        return pretty(exact(text));
+        return pretty(parsed(text));
     } catch {
         return text;
     }

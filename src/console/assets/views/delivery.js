@@ -4,7 +4,7 @@ import { api } from "../parts/api.js";
 import { LOOKS, named } from "../parts/hooks.js";
 import { useEvery, useGet } from "../parts/load.js";
 import { to } from "../parts/router.js";
-import { fault } from "../parts/text.js";
+import { exact, fault } from "../parts/text.js";
 import { duration } from "../parts/time.js";
 import { Action, Facts, Head, Json, Pending, say, Status, Time } from "../parts/ui.js";
 
@@ -33,7 +33,7 @@ export function Delivery({ webhook_id: webhook, delivery_id: id }) {
 
 /** @param {{ attempt: any }} props */
 export function Attempt({ attempt }) {
-    const answer = attempt.answer && !fault(attempt.answer) ? JSON.parse(attempt.answer) : attempt.answer;
+    const answer = attempt.answer && !fault(attempt.answer) ? exact(attempt.answer) : attempt.answer;
     return html`<article class="card"><p><strong>${attempt.number}</strong> <${Status} status=${named(attempt.outcome === "status" ? "refused" : attempt.outcome)} as=${LOOKS[attempt.outcome]} />
             ${attempt.status_code === null ? "" : ` HTTP ${attempt.status_code}`} <span class="faint">in ${duration(attempt.duration_ms)}${attempt.started_at ? html`, <${Time} at=${attempt.started_at} absolute />` : ""}</span></p>
         ${attempt.error && html`<p class="bad">${attempt.error}</p>`}${attempt.retry_after && html`<p class="faint">retry-after: ${attempt.retry_after}</p>`}
