@@ -244,5 +244,6 @@ export function accessJourneys(context, at) {
             stop();
             await page.browser.call("Fetch.disable");
         }
+        page.browser.complaints.splice(0);
     });
 }

@@ -298,9 +298,6 @@ export function formJourneys(context, at) {
         await page.fill("Answer", "[1,");
         await page.press("Answer", "button");
         await wrong(page, "Answer", /Line 1/);
-        await page.fill("Answer", "[9007199254740993]");
-        await page.press("Answer", "button");
-        await wrong(page, "Answer", /would change 9007199254740993/);
         await page.fill("Answer", '["yes", 2]');
         const [body] = await sent(page, /callbacks/, async () => {
             await page.press("Answer", "button");
@@ -325,9 +322,9 @@ export function formJourneys(context, at) {
         await page.browser.call("Fetch.continueRequest", { requestId });
         await page.browser.call("Fetch.disable");
         await page.browser.until("$field('order')?.value === 'A-9'", "the form with the input");
-        await page.fill("id", "9007199254740993");
+        await page.fill("id", "1.5");
         await page.press("Retry", "dialog button");
-        await wrong(page, "id", /would change 9007199254740993/);
+        await wrong(page, "id", /no whole number/);
         await page.press("Close");
         await page.press("Retry from here");
         await page.browser.evaluate("$field('With another input').click()");
