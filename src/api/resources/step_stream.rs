@@ -15,12 +15,9 @@ use crate::api::vocabulary::{
     extract::Query,
     streamed::{Array, CHUNK, Entries, JSON},
 };
-use crate::{
-    db::{
-        list::{ListRow, PageRequest, PageStart},
-        runs::{self, BareStep, StepRow},
-    },
-    input::FieldError,
+use crate::db::{
+    list::{ListRow, PageRequest, PageStart},
+    runs::{self, BareStep, StepRow},
 };
 
 /// Maximum number of attempts in one array. A run has more only if `MAX_RUN_STEPS` is raised.
@@ -29,14 +26,7 @@ const MAX_ATTEMPTS: i64 = 100_000;
 /// Answer with the first `MAX_ATTEMPTS` or, if a page is requested, with that page, and a `Link` to the next one.
 pub async fn answer(app: App, caller: Caller, run_id: String, query: &Query) -> Result<Response, ApiError> {
     let mut parameters = ListQuery::new(query);
-    let has_data = match parameters.text("data") {
-        None | Some("true" | "1") => true,
-        Some("false" | "0") => false,
-        Some(_) => {
-            let message = "Input should be a valid boolean, unable to interpret input";
-            return Err(FieldError::new("query.data", "bool_parsing", message).into());
-        }
-    };
+    let has_data = parameters.flag("data")?.unwrap_or(true);
     let ids = parameters.several("id");
     let list = ListRequest::read(&app, &parameters, &format!("steps of {run_id}")).await?;
     if has_data {
