@@ -138,18 +138,21 @@ impl Receiver {
 /// Checks that an event is as the catalogue has it, unless a test has made it up.
 fn check_schema(body: &str) {
     let Ok(event) = serde_json::from_str::<Value>(body) else { return };
-    let known = event["type"].as_str().and_then(catalogue::find);
+    let Some(known) = event["type"].as_str().and_then(catalogue::find) else { return };
     let data = &event["data"];
-    let is_of_run = |known: &catalogue::EventType| known.name.starts_with("run.") || known.name == "step.failed";
-    let has = |name: &str| data.get(name).is_some();
-    let is_made_up = |known| has("n") || has("amount") || is_of_run(known) && !has("run_id");
-    if let Some(known) = known.filter(|known| !is_made_up(known)) {
-        let schema = known.schema();
-        let validator =
-            jsonschema::draft202012::options().should_validate_formats(true).build(&schema).expect("a schema");
-        let errors: Vec<String> = validator.iter_errors(&event).map(|error| error.to_string()).collect();
-        assert!(errors.is_empty(), "{errors:?}: {body}");
+    // The member that says what it is about.
+    let subject = match known.name.split_once('.') {
+        Some(("run" | "step", _)) => "run_id",
+        Some((subject, _)) => subject,
+        None => return,
+    };
+    if data.get(subject).is_none() || data.get("n").is_some() {
+        return;
     }
+    let schema = known.schema();
+    let validator = jsonschema::draft202012::options().should_validate_formats(true).build(&schema).expect("a schema");
+    let errors: Vec<String> = validator.iter_errors(&event).map(|error| error.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}: {body}");
 }
 
 /// Creates a webhook; `more` may replace anything.
