@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { createHmac } from "node:crypto";
 import { test } from "node:test";
+import { until } from "./service.js";
 
 /** @param {() => { service: import("./service.js").Service, page: import("./page.js").Page, made: any }} context
  * @param {(path: string) => Promise<void>} at */
@@ -167,10 +168,10 @@ export function hookJourneys(context, at) {
         await page.press("Disable", "dialog button");
         await page.reads("a user has disabled it");
         await service.run("order", { order: "while it is off" });
-        // Its event is told a moment after its end, so somebody presses again.
-        await page.browser.evaluate(`window.$again = setInterval(() => $find("button", "Read again")?.click(), 500)`);
+        // Its event is told a moment after its end.
+        await until("the held delivery", async () => (await service.call("GET", `/webhooks/${id}/deliveries?state=held`)).items[0]);
+        await page.press("Read again");
         await page.browser.until(`${rows("held")}.length > 0`, "the held delivery");
-        await page.browser.evaluate("clearInterval(window.$again)");
         await page.press("Enable");
         await page.press("Enable", "dialog button");
         await page.browser.until(`!${rows("held")}.length && ${rows("delivered")}.length > 1`, "its arrival");

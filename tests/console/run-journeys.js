@@ -305,7 +305,7 @@ export function runJourneys(context, at) {
         await page.browser.press("j");
         assert.equal(await page.browser.evaluate(row), 1);
         await page.go("/console/system");
-        await page.sees("[aria-label=Limits] tr[data-row]");
+        for (const table of ["Processes", "Limits", "Tables"]) await page.sees(`[aria-label=${table}] tr[data-row]`);
         await page.browser.evaluate("document.activeElement.blur()");
         for (let turn = 0; turn < 3; turn++) await page.browser.press("j");
         assert.equal(await page.browser.evaluate(row), 2);

@@ -27,8 +27,8 @@ function psql() {
 }
 
 /** Until there is a result. @template T @param {string} what @param {() => Promise<T | undefined | null | false>} look @returns {Promise<T>} */
-async function until(what, look) {
-    for (const begun = performance.now(); performance.now() - begun < 60_000; await new Promise((resolve) => setTimeout(resolve, 50))) {
+export async function until(what, look) {
+    for (const begun = performance.now(); performance.now() - begun < 180_000; await new Promise((resolve) => setTimeout(resolve, 50))) {
         const found = await look();
         if (found) return found;
     }
