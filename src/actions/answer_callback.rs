@@ -74,8 +74,7 @@ impl CallbackCaller<'_> {
     fn may_decide(&self, role: &str, callback: &CallbackRow) -> bool {
         let is_ours = self.organization.is_none_or(|ours| ours.as_str() == callback.organization_id);
         let workflow = &callback.workflow_name;
-        let here = self.role.is_some_and(|held| held == Role::Admin || held.as_str() == role);
-        let has_role = here || self.roles.iter().any(|held| held == role);
+        let has_role = self.held().is_none_or(|held| held.iter().any(|held| held == role));
         is_ours && has_role && self.workflows.is_none_or(|workflows| workflows.contains(workflow))
     }
 }

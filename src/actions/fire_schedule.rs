@@ -100,9 +100,7 @@ pub async fn fire_schedule(pool: &db::Pool, firer: Firer<'_>, id: Uuid, now: Dat
     .await?;
     let Some((trigger, outcomes, counts, cancelled, is_more)) = decided else { return Ok(Turn::NotNow) };
     fire_trigger::count_outcomes(&trigger, &outcomes);
-    for (name, number) in counts.named() {
-        metrics::counter!("trigger_firings_total", "outcome" => name).increment(number.unsigned_abs());
-    }
+    counts.count();
     cancelled.iter().for_each(cancel_run::count);
     Ok(if is_more { Turn::More } else { Turn::Done })
 }
@@ -124,6 +122,13 @@ impl Counts {
             ("buffer_dropped", self.buffer_dropped),
         ];
         all.into_iter().filter(|(_, number)| *number > 0)
+    }
+
+    /// Adds them to the metrics.
+    fn count(self) {
+        for (name, number) in self.named() {
+            metrics::counter!("trigger_firings_total", "outcome" => name).increment(number.unsigned_abs());
+        }
     }
 }
 
@@ -389,6 +394,9 @@ pub(super) async fn record_dropped(
         |nominal: &DateTime<Utc>| without_run((*nominal, schedule.jittered(id, *nominal), now), "buffer_dropped", None);
     let firings: Vec<FiringRow> = buffered.iter().map(row).collect();
     let counts = Counts { buffer_dropped: i64::try_from(firings.len()).unwrap_or(i64::MAX), ..Counts::default() };
-    let counts: Vec<_> = counts.named().collect();
-    db::triggers::record(conn, id, NewFirings { firings: &firings, counts: &counts }).await
+    let named: Vec<_> = counts.named().collect();
+    db::triggers::record(conn, id, NewFirings { firings: &firings, counts: &named }).await?;
+    // Before the commit, which hardly ever fails after this.
+    counts.count();
+    Ok(())
 }
