@@ -8,6 +8,7 @@ use tokio::process::Command;
 use crate::{
     cluster::Cluster,
     program::{Environment, eventually, free_port},
+    secure_kafka::Folder,
 };
 
 async fn value(pool: &PgPool, sql: &'static str) -> Option<String> {
@@ -126,8 +127,7 @@ async fn an_api_runs_a_migration_again_that_a_failover_has_lost_but_not_one_that
 async fn a_pooler_in_session_mode_serves_the_service_and_one_in_transaction_mode_is_refused(pool: PgPool) {
     let options = pool.connect_options();
     let database = options.get_database().expect("a name").to_owned();
-    let directory = std::env::temp_dir().join(format!("workflow-api-test-{database}"));
-    std::fs::create_dir(&directory).expect("a directory");
+    let folder = Folder::new();
     let start = async |mode: &str| {
         let port = free_port();
         let target = format!("host={} port={} user={}", options.get_host(), options.get_port(), options.get_username());
@@ -135,7 +135,7 @@ async fn a_pooler_in_session_mode_serves_the_service_and_one_in_transaction_mode
             "[databases]\n{database} = {target}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              auth_type = any\npool_mode = {mode}\ndefault_pool_size = 50\nunix_socket_dir =\n"
         );
-        let file = directory.join(mode);
+        let file = folder.path(mode);
         std::fs::write(&file, settings).expect("a file");
         let mut command = Command::new("pgbouncer");
         // It refuses to run as root.
@@ -173,5 +173,4 @@ async fn a_pooler_in_session_mode_serves_the_service_and_one_in_transaction_mode
     let api = environment.start(&["serve"]);
     eventually("the API says why it is not ready", async || api.log().contains(refused).then_some(())).await;
     assert!(environment.is_ready().await.is_none());
-    std::fs::remove_dir_all(&directory).expect("the directory");
 }

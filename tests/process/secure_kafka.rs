@@ -83,12 +83,12 @@ async fn limit_producing(user: &str, bytes: f64) {
     assert_eq!(answer[8..10], [0, 0], "the quota is set");
 }
 
-/// A folder for files of secrets, removed at the end.
+/// A folder for files of one test, removed at the end.
 pub struct Folder(PathBuf);
 
 impl Folder {
     pub fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("workflow-api-secrets-{}", Uuid::new_v4()));
+        let path = std::env::temp_dir().join(format!("workflow-api-test-{}", Uuid::new_v4()));
         std::fs::create_dir(&path).expect("a folder");
         Self(path)
     }

@@ -188,7 +188,11 @@ async fn attempts_of_webhooks_are_counted_and_what_waits_is_shown(pool: PgPool) 
         (metric(&environment, "webhook_oldest_due_seconds").await > 0.0).then_some(())
     })
     .await;
-    have(&environment, &[(r#"webhook_attempts_total{outcome="network"}"#, 2.0)]).await;
+    // At least: the first retry is due after seconds.
+    eventually("both deliveries to the closed port were tried", async || {
+        (metric(&environment, r#"webhook_attempts_total{outcome="network"}"#).await >= 2.0).then_some(())
+    })
+    .await;
     gate.add_permits(10);
     have(&environment, &[(r#"webhook_attempts_total{outcome="success"}"#, 2.0)]).await;
     eventually("nothing is due any more", async || {
