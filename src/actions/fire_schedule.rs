@@ -79,8 +79,13 @@ pub(super) fn firing(
     }
 }
 
-/// Evaluates a schedule as of `now`.
-pub async fn fire_schedule(pool: &db::Pool, firer: Firer<'_>, id: Uuid, now: DateTime<Utc>) -> Result<Turn, FireError> {
+/// Evaluates a schedule as of `now`. `watched`: how long this process has looked for due schedules without a gap.
+pub async fn fire_schedule(
+    pool: &db::Pool,
+    firer: Firer<'_>,
+    id: Uuid,
+    (now, watched): (DateTime<Utc>, TimeDelta),
+) -> Result<Turn, FireError> {
     let decided = db::in_transaction(pool, async |conn| {
         let Some(due) = db::schedules::lock_due(conn, id, now).await? else { return Ok(None) };
         let DueSchedule { trigger, state, is_suspended } = due;
@@ -91,7 +96,7 @@ pub async fn fire_schedule(pool: &db::Pool, firer: Firer<'_>, id: Uuid, now: Dat
             db::schedules::save(conn, id, &state).await?;
             return Ok(None);
         };
-        let mut evaluation = Evaluation::new(firer, &trigger, &schedule, state, now);
+        let mut evaluation = Evaluation::new(firer, &trigger, &schedule, state, (now, watched));
         evaluation.run(conn, is_suspended).await?;
         let is_more = evaluation.state.due_at.is_some_and(|due_at| due_at <= now);
         let Evaluation { outcomes, counts, cancelled, .. } = evaluation;
@@ -139,6 +144,8 @@ struct Evaluation<'a> {
     schedule: &'a Schedule,
     state: ScheduleRow,
     now: DateTime<Utc>,
+    /// How long this process has looked for due schedules without a gap.
+    watched: TimeDelta,
     outcomes: Vec<Outcome>,
     counts: Counts,
     /// Firings without a run, to be recorded.
@@ -153,10 +160,10 @@ impl<'a> Evaluation<'a> {
         trigger: &'a TriggerRow,
         schedule: &'a Schedule,
         state: ScheduleRow,
-        now: DateTime<Utc>,
+        (now, watched): (DateTime<Utc>, TimeDelta),
     ) -> Self {
         let (outcomes, counts, rows, cancelled) = (Vec::new(), Counts::default(), Vec::new(), Vec::new());
-        Self { firer, trigger, schedule, state, now, outcomes, counts, rows, cancelled }
+        Self { firer, trigger, schedule, state, now, watched, outcomes, counts, rows, cancelled }
     }
 
     /// Decides about everything that is due, and writes it.
@@ -228,7 +235,7 @@ impl<'a> Evaluation<'a> {
     /// Fires for all instants that are due.
     async fn fire(&mut self, conn: &mut PgConnection) -> Result<(), FireError> {
         let (id, processed) = (self.trigger.id, self.state.processed_until);
-        let due = crate::offload::in_place(|| self.schedule.due(id, processed, self.now));
+        let due = crate::offload::in_place(|| self.schedule.due(id, processed, self.now, self.watched));
         self.state.processed_until = due.processed_until;
         self.state.due_at = due.due_at;
         if let Some((count, first, last)) = due.missed {

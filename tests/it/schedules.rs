@@ -5,7 +5,7 @@ mod backfills;
 mod base;
 mod overlap;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
@@ -61,7 +61,7 @@ impl World {
     }
 
     pub async fn pass_at(&self, now: DateTime<Utc>) {
-        while self.scheduler.turn(Some(now)).await.expect("a turn") {}
+        while self.scheduler.turn(Some(now), Duration::ZERO).await.expect("a turn") {}
     }
 
     pub async fn trigger(&self, id: Uuid) -> Value {
@@ -363,7 +363,7 @@ async fn many_processes_start_each_run_once(pool: PgPool) {
     for minute in 0..5 {
         let turn = |(n, scheduler): (i64, &Scheduler)| {
             let (scheduler, now) = (scheduler.clone(), begin + TimeDelta::seconds(minute * 60 + n * 3));
-            async move { while scheduler.turn(Some(now)).await.expect("a turn") {} }
+            async move { while scheduler.turn(Some(now), Duration::ZERO).await.expect("a turn") {} }
         };
         join_all((0..).zip(&others).map(turn)).await;
     }
@@ -398,7 +398,7 @@ async fn ten_thousand_schedules_cost_one_look_at_an_index(pool: PgPool) {
     let blocks = plan[0]["Plan"]["Shared Hit Blocks"].as_i64().expect("a number")
         + plan[0]["Plan"]["Shared Read Blocks"].as_i64().expect("a number");
     assert!(blocks <= 20, "{blocks} blocks: {text}");
-    assert!(!world.scheduler.turn(None).await.expect("a turn"));
+    assert!(!world.scheduler.turn(None, Duration::ZERO).await.expect("a turn"));
     assert!(world.runs(id).await.is_empty());
 }
 

@@ -5,8 +5,10 @@ use uuid::Uuid;
 
 use super::{CatchUp, Next, Schedule};
 
-/// Age from which on a firing counts as one that was due while no process ran. Below it, a process was only slow.
+/// Least age from which on a firing counts as one that was due while no process ran. Below it, a process was only slow.
 const LATE: TimeDelta = TimeDelta::seconds(10);
+/// The same for a process that has looked for due schedules without a gap: it had so many of them.
+const LATE_OF_MANY: TimeDelta = TimeDelta::minutes(5);
 /// Maximum number of instants that are looked at together.
 const MAX_SCANNED: usize = 2_000;
 /// Maximum number of firings that are decided together.
@@ -27,9 +29,9 @@ pub struct Due {
 
 impl Schedule {
     /// Decides about the instants after `processed_until` that are due at `now`. If there are many, only about the first
-    /// ones: then it is due again at once.
+    /// ones: then it is due again at once. `watched`: how long the process has looked for due schedules without a gap.
     #[must_use]
-    pub fn due(&self, id: Uuid, processed_until: DateTime<Utc>, now: DateTime<Utc>) -> Due {
+    pub fn due(&self, id: Uuid, processed_until: DateTime<Utc>, now: DateTime<Utc>, watched: TimeDelta) -> Due {
         let (mut cursor, mut found, mut due_at) = (processed_until, Vec::new(), Some(now));
         for _ in 0..MAX_SCANNED {
             match self.next(cursor) {
@@ -61,7 +63,7 @@ impl Schedule {
             // Whether there are more decides about the latest one.
             due_at = Some(self.jittered(id, nominal).max(now));
         }
-        let mut due = self.decide(&found, now, due_at == Some(now));
+        let mut due = self.decide(&found, (now, watched.clamp(LATE, LATE_OF_MANY)), due_at == Some(now));
         due.processed_until = cursor;
         due.due_at = due_at;
         if due.fire.len() > MAX_FIRED {
@@ -73,11 +75,16 @@ impl Schedule {
         due
     }
 
-    /// Decides which of the instants, each with the one at which it is due, are fired and which are missed. `has_more`: there
-    /// are later ones that are due.
-    fn decide(&self, found: &[(DateTime<Utc>, DateTime<Utc>)], now: DateTime<Utc>, has_more: bool) -> Due {
+    /// Decides which of the instants, each with the one at which it is due, are fired and which are missed. `late`: age
+    /// from which on they are late at `now`; `has_more`: there are later ones that are due.
+    fn decide(
+        &self,
+        found: &[(DateTime<Utc>, DateTime<Utc>)],
+        (now, late): (DateTime<Utc>, TimeDelta),
+        has_more: bool,
+    ) -> Due {
         let window = TimeDelta::seconds(self.catch_up_window_seconds);
-        let in_time = found.iter().position(|(_, at)| now - *at <= LATE).unwrap_or(found.len());
+        let in_time = found.iter().position(|(_, at)| now - *at <= late).unwrap_or(found.len());
         let in_window = found[..in_time].iter().position(|(_, at)| now - *at <= window).unwrap_or(in_time);
         let first = match self.catch_up {
             CatchUp::None => in_time,

@@ -227,7 +227,7 @@ fn an_outage_is_made_up_for_by_nothing_by_the_latest_or_by_all() {
     let due = |policy: &str, window: i64| {
         let config =
             json!({"cron": ["0 * * * *"], "overlap": "allow", "catch_up": policy, "catch_up_window_seconds": window});
-        schedule(&config).due(id, at("2027-01-01T00:30:00Z"), now)
+        schedule(&config).due(id, at("2027-01-01T00:30:00Z"), now, TimeDelta::zero())
     };
     let hours = |hours: std::ops::RangeInclusive<i64>| {
         hours.map(|hour| at("2027-01-01T00:00:00Z") + TimeDelta::hours(hour)).collect::<Vec<_>>()
@@ -244,6 +244,30 @@ fn an_outage_is_made_up_for_by_nothing_by_the_latest_or_by_all() {
     assert!(due("latest", 600).fire.is_empty(), "even the latest is too old");
 }
 
+/// Ten thousand that are due at the same moment take a process longer than that.
+#[test]
+fn a_firing_that_a_process_gets_to_late_is_not_missed_if_it_has_looked_all_the_time() {
+    let (id, until) = (Uuid::from_u128(7), at("2027-01-01T00:30:00Z"));
+    let missed = |policy: &str, (late, watched): (i64, i64)| {
+        let config = json!({"cron": ["0 * * * *"], "catch_up": policy});
+        let now = at("2027-01-01T01:00:00Z") + TimeDelta::seconds(late);
+        let due = schedule(&config).due(id, until, now, TimeDelta::seconds(watched));
+        assert_eq!(due.fire.len() + due.missed.map_or(0, |_| 1), 1);
+        due.missed.is_some()
+    };
+    for (times, is_missed) in [
+        ((10, 0), false),
+        ((11, 0), true),
+        ((60, 59), true),
+        ((60, 60), false),
+        ((300, 9000), false),
+        ((301, 9000), true),
+    ] {
+        assert_eq!(missed("none", times), is_missed, "{times:?}");
+        assert!(!missed("latest", times));
+    }
+}
+
 #[test]
 fn a_long_outage_is_decided_in_parts_and_nothing_is_lost_or_counted_twice() {
     let (id, begin) = (Uuid::from_u128(7), at("2027-01-01T00:00:00Z"));
@@ -253,7 +277,7 @@ fn a_long_outage_is_decided_in_parts_and_nothing_is_lost_or_counted_twice() {
         let (schedule, now) = (schedule(&config), begin + TimeDelta::hours(5));
         let (mut until, mut count, mut missed, mut turns) = (begin, 0, 0, 0);
         loop {
-            let due = schedule.due(id, until, now);
+            let due = schedule.due(id, until, now, TimeDelta::zero());
             assert!(due.processed_until > until, "each turn makes progress");
             (until, count, turns) = (due.processed_until, count + due.fire.len(), turns + 1);
             missed += due.missed.map_or(0, |missed| missed.0);
@@ -268,7 +292,7 @@ fn a_long_outage_is_decided_in_parts_and_nothing_is_lost_or_counted_twice() {
     // The number that is looked at together is exactly that of what is due.
     let config = json!({"cron": ["* * * * *"], "overlap": "allow", "catch_up_window_seconds": 31_536_000});
     let now = begin + TimeDelta::minutes(2000) + TimeDelta::seconds(30);
-    let due = schedule(&config).due(id, begin, now);
+    let due = schedule(&config).due(id, begin, now, TimeDelta::zero());
     assert_eq!((due.fire.len(), due.missed.map(|missed| missed.0)), (1, Some(1999)));
 }
 
@@ -312,7 +336,7 @@ fn a_changed_schedule_makes_up_for_none_of_its_own_instants_before_the_change() 
         let changed = schedule(&to);
         let until = hourly.decided_at_change(&changed, id, processed, now);
         // With the jitter over, but before anything that comes after the change.
-        let due = changed.due(id, until, now);
+        let due = changed.due(id, until, now, TimeDelta::zero());
         let next = changed.range(until + TimeDelta::microseconds(1), at("2027-01-01T10:20:01Z"), 100);
         assert_eq!((next, due.missed), (fired.clone(), None), "{to}");
         if changed.jittered(id, nominal) <= now {
@@ -403,7 +427,7 @@ fn a_thousand_random_expressions_fire_as_previewed() {
         while fired.len() < 30 {
             let Some(due) = due_at else { break };
             now = now.max(due + TimeDelta::seconds(random.random_range(0..7200)));
-            let decided = schedule.due(id, until, now);
+            let decided = schedule.due(id, until, now, TimeDelta::zero());
             assert_eq!(decided.missed, None, "{config}");
             assert!(decided.fire.iter().all(|nominal| schedule.jittered(id, *nominal) <= now), "none too early");
             fired.extend(decided.fire);

@@ -81,7 +81,7 @@ async fn a_suspended_organisation_starts_and_sends_nothing_until_it_is_active_ag
     let range = json!({"from": "2027-02-01T00:00:00Z", "to": "2027-02-04T00:00:00Z", "dry_run": false});
     acme.post(&path, &range).await.expect(202);
     let scheduler = scheduler(&admin.service, &pool);
-    let pass = async |now: &str| while scheduler.turn(Some(at(now))).await.expect("a turn") {};
+    let pass = async |now: &str| while scheduler.turn(Some(at(now)), Duration::ZERO).await.expect("a turn") {};
     eventually("the backfill begins", async || {
         pass("2026-12-31T00:00:00Z").await;
         (runs(&pool, &backfilled).await.len() == 1).then_some(())

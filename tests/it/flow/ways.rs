@@ -136,7 +136,7 @@ impl Started<'_> {
         let due = format!("2027-01-01T{n:02}:00:00Z");
         let config = json!({"cron": ["@hourly"], "start_at": due, "remaining": 1, "overlap": "allow"});
         self.trigger = Some(self.create("schedule", &config, input).await);
-        while self.world.scheduler.turn(Some(at(&due))).await.expect("a turn") {}
+        while self.world.scheduler.turn(Some(at(&due)), Duration::ZERO).await.expect("a turn") {}
     }
 
     /// Sends a record with that value, and waits until the trigger has fired for it.
@@ -380,7 +380,7 @@ async fn runs_of_one_firing_after_another_are_decided_together_in_their_order(po
         json!({"cron": ["@hourly"], "start_at": "2027-01-01T00:00:00Z", "overlap": "allow", "catch_up": "all"});
     let input = json!({"n": 1, "at": "${trigger.scheduled_at}"});
     started.trigger = Some(started.create("schedule", &config, &input).await);
-    while world.scheduler.turn(Some(at("2027-01-01T04:00:00Z"))).await.expect("a turn") {}
+    while world.scheduler.turn(Some(at("2027-01-01T04:00:00Z")), Duration::ZERO).await.expect("a turn") {}
     let trigger = started.trigger.as_ref().expect("a trigger")["id"].clone();
     let path = format!("/api/v1/runs?trigger_id={}&sort_order=asc", trigger.as_str().expect("an id"));
     let runs = world.service.get(&path).await.expect(200)["items"].as_array().expect("a list").clone();
@@ -401,7 +401,7 @@ async fn runs_of_one_firing_after_another_are_decided_together_in_their_order(po
     let config = json!({"cron": ["@hourly"], "start_at": "2027-01-01T00:00:00Z", "overlap": "skip"});
     other.trigger = Some(other.create("schedule", &config, &json!({"n": 2})).await);
     for hour in ["2027-01-01T00:00:00Z", "2027-01-01T01:00:00Z"] {
-        while world.scheduler.turn(Some(at(hour))).await.expect("a turn") {}
+        while world.scheduler.turn(Some(at(hour)), Duration::ZERO).await.expect("a turn") {}
     }
     let shown = other.shown_trigger().await;
     assert_eq!((&shown["counters"]["fired"], &shown["counters"]["overlap_skipped"]), (&json!(2), &json!(0)));

@@ -1,5 +1,7 @@
 //! Backfills: the runs of a range of time.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -75,7 +77,7 @@ async fn a_backfill_without_overlap_starts_one_run_after_the_other_and_can_be_st
     assert!(stopped["ended_at"].is_string());
     assert_eq!(world.service.post(&path, &json!({})).await.expect(200), stopped);
     world.end_runs(id, "COMPLETED").await;
-    assert!(!world.scheduler.turn(None).await.expect("a turn"));
+    assert!(!world.scheduler.turn(None, Duration::ZERO).await.expect("a turn"));
     assert_eq!(world.runs(id).await.len(), 3);
 }
 
