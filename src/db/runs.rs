@@ -7,7 +7,8 @@ mod start;
 mod steps;
 mod tasks;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, types::Json};
 use uuid::Uuid;
@@ -62,6 +63,24 @@ pub struct RunRow {
     /// In a list: whether it has failed because a limit was used up.
     #[sqlx(default)]
     pub is_over_budget: bool,
+    /// In a list: the step that waits for its next attempt.
+    #[sqlx(default)]
+    pub retrying: Option<Json<Retrying>>,
+}
+
+/// Step of a run of which an attempt has failed and the next one has not begun.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Retrying {
+    /// Id of the step.
+    pub step_id: String,
+    /// Agent that the failed attempt has called.
+    pub agent_name: String,
+    /// Number of its attempts, as far as they are among the latest ones of the run.
+    pub attempts: i64,
+    /// When the next attempt begins.
+    pub next_attempt_at: NaiveDateTime,
+    /// Why the last attempt has failed.
+    pub error_message: Option<String>,
 }
 
 const COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, workflow_version, status, input_data, \

@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -81,7 +82,7 @@ impl OpenStep {
     }
 
     fn end(self, end: StepEnd, call: Option<AgentCall>) -> EndedAttempt {
-        EndedAttempt { id: self.id, end, call, of: self.of, memory: None }
+        EndedAttempt { id: self.id, end, call, pause: None, of: self.of, memory: None }
     }
 }
 
@@ -173,11 +174,19 @@ impl Ledger {
 
     /// Adds the end of the attempt at this step path. `call`: the call of its agent; `memory`: permit of its output.
     pub(super) fn end(&self, path: &str, end: StepEnd, call: Option<AgentCall>, memory: Option<Permit>) {
+        self.end_open(path, |open| EndedAttempt { memory: memory.map(Arc::new), ..open.end(end, call) });
+    }
+
+    /// Adds the end of a failed attempt at this step path, which another one follows after a pause.
+    pub(super) fn end_before_next(&self, path: &str, cause: String, call: Option<AgentCall>, pause: Duration) {
+        self.end_open(path, |open| EndedAttempt { pause: Some(pause), ..open.end(StepEnd::Failed(cause), call) });
+    }
+
+    fn end_open(&self, path: &str, end: impl FnOnce(OpenStep) -> EndedAttempt) {
         let mut state = self.state();
         if let Some(open) = state.open.remove(path) {
             let is_beginning = open.is_beginning;
-            let ended = EndedAttempt { memory: memory.map(Arc::new), ..open.end(end, call) };
-            self.add_end_of(&mut state, is_beginning, ended);
+            self.add_end_of(&mut state, is_beginning, end(open));
         }
     }
 

@@ -346,15 +346,18 @@ test("the table has the steps that have not begun where the definition has them"
 test("a run says which attempt it is at, of how many, and why the one before has failed", () => {
     const run = { status: "RUNNING", created_at: "2026-11-29T11:00:00Z", paused_at: null };
     const worker = { name: "a", retry_config: { max_retries: 3, initial_delay_ms: 1000, max_delay_ms: 30_000, backoff_multiplier: 2 } };
-    const failed = (/** @type {any[]} */ ...more) => tree([attempt("mail", "FAILED", { error_message: "HTTP 503" }), ...more]);
+    const then = (/** @type {string} */ error_message, ms = 3000) => ({ error_message, next_attempt_at: new Date(NOW + ms).toISOString() });
+    const failed = (/** @type {any[]} */ ...more) => tree([attempt("mail", "FAILED", then("HTTP 503")), ...more]);
     const words = (/** @type {any[]} */ rows, /** @type {any} */ about = { agent: worker }) => runWords(run, [], rows, NOW, about);
     assert.equal(words(failed(attempt("mail", "RUNNING"))), "running step mail, attempt 2 of 3 for 1 h; the attempt before has failed: HTTP 503");
-    assert.equal(words(failed()), "at step mail, attempt 1 of 3 has failed, the next one follows, usually within 1.0 s: HTTP 503");
-    assert.equal(words(failed(attempt("mail", "FAILED", { error_message: "HTTP 500" }))), "at step mail, attempt 2 of 3 has failed, the next one follows, usually within 2.0 s: HTTP 500");
+    assert.equal(words(failed()), "at step mail, attempt 1 of 3 has failed, next in 3.0 s: HTTP 503");
+    assert.equal(words(failed(attempt("mail", "FAILED", then("HTTP 500", -1)))), "at step mail, attempt 2 of 3 has failed, next is due: HTTP 500");
     assert.equal(words(failed(attempt("mail", "FAILED"), attempt("mail", "FAILED", { error_message: "HTTP 500" }))), "at step mail, attempt 3 of 3 has failed: HTTP 500");
     assert.equal(words(failed(attempt("mail", "RUNNING")), {}), "running step mail, attempt 2 for 1 h; the attempt before has failed: HTTP 503");
-    assert.equal(attemptOf(failed(attempt("mail", "RUNNING", { agent_name: "other" }))[0], worker).words, "attempt 1");
+    assert.equal(attemptOf(failed(attempt("mail", "RUNNING", { agent_name: "other" }))[0], worker, NOW).words, "attempt 1");
     assert.equal(under({ ...run, paused_at: "x" }, failed()), null);
+    const retrying = { step_id: "mail", attempts: 2, error_message: "HTTP 503" };
+    assert.equal(cell({ ...run, error_message: null, retrying }, "error"), "step mail is tried again after attempt 2: HTTP 503");
     assert.equal(under(run, failed(attempt("rest", "PENDING"))), null);
 });
 

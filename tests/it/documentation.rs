@@ -282,7 +282,7 @@ async fn members_of_answers_are_there_although_they_have_no_value(pool: PgPool) 
     for (name, path, sometimes) in [
         ("Agent", "/api/v1/agents", &[][..]),
         ("Workflow", "/api/v1/workflows", &["warnings", "silent_since", "last_success_at"]),
-        ("Run", "/api/v1/runs", &["input_data_omitted", "deadline_at", "deadline_missed_at"]),
+        ("Run", "/api/v1/runs", &["input_data_omitted", "deadline_at", "deadline_missed_at", "retrying"]),
         ("RunEvent", &format!("/api/v1/runs/{run}/logs"), &[]),
         ("AuditEntry", "/api/v1/audit-logs", &[]),
     ] {

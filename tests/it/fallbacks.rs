@@ -62,6 +62,9 @@ async fn a_fallback_is_called_when_the_attempts_are_used_up(pool: PgPool) {
     let ended = ask(&world).await;
     assert_eq!(ended.output()["text"], "by b");
     assert_eq!(attempts(&ended), ["a FAILED", "a FAILED", "b COMPLETED"]);
+    // The fallback is called at once.
+    assert!(ended.rows[0]["next_attempt_at"].is_string() && ended.rows[2]["next_attempt_at"].is_null());
+    assert_eq!(ended.rows[1]["next_attempt_at"], ended.rows[1]["completed_at"]);
     let ids: Vec<&Value> = ended.rows.iter().map(|row| &row["id"]).collect();
     assert_eq!(b.calls()[0].headers["idempotency-key"], ids[2].as_str().expect("an id"));
     assert_eq!((a.calls().len(), b.calls().len()), (2, 1));

@@ -237,6 +237,13 @@ async fn a_failing_step_is_tried_as_its_agent_says_and_a_retry_does_not_repeat_w
     let ids: std::collections::HashSet<String> =
         second.calls().iter().map(|call| call.body["id"].to_string()).collect();
     assert_eq!(ids.len(), 3, "each attempt has an id of its own");
+    let rows = steps(&service, &run_id).await;
+    let time = |row: &Value, name: &str| row[name].as_str()?.parse::<chrono::DateTime<chrono::Utc>>().ok();
+    let pauses: Vec<_> = rows
+        .iter()
+        .map(|row| Some((time(row, "next_attempt_at")? - time(row, "completed_at")?).num_milliseconds()))
+        .collect();
+    assert!(matches!(pauses[..], [None, Some(0..=100), Some(0..=200), None]), "{pauses:?}");
 
     is_mended.store(true, Ordering::Relaxed);
     service.post(&format!("/api/v1/runs/{run_id}/retry"), &json!({})).await.expect(202);
@@ -244,6 +251,32 @@ async fn a_failing_step_is_tried_as_its_agent_says_and_a_retry_does_not_repeat_w
     assert_eq!((&run["status"], &run["error_message"]), (&json!("COMPLETED"), &json!(null)));
     assert_eq!((first.calls().len(), second.calls().len()), (1, 4));
     assert_eq!(steps(&service, &run_id).await.last().expect("a step")["input_data"], json!({"text": "HELLO"}));
+}
+
+#[sqlx::test(migrator = "MIGRATOR")]
+async fn a_list_says_which_step_of_a_run_is_tried_again_and_when(pool: PgPool) {
+    let service = Service::start(&pool);
+    let _executor = Executor::start(&service);
+    let (_, fine_url) = Agent::start(shouting).await;
+    let busy = |_, _: &Call| (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "600")], "busy").into_response();
+    let (_, busy_url) = Agent::start(busy).await;
+    service.agent("fine", &fine_url).await;
+    let patient = json!({"name": "busy", "url": busy_url,
+        "retry_config": {"max_retries": 3, "initial_delay_ms": 100, "max_delay_ms": 1000}});
+    service.post("/api/v1/agents", &patient).await.expect(201);
+    let workflow = service.chain("pair", &["fine", "busy"]).await;
+    let run_id = service.execute(workflow["id"].as_str().expect("an id")).await;
+    let listed = async || service.get("/api/v1/runs?status=RUNNING,CANCELLED").await.expect(200)["items"][0].clone();
+    let run =
+        eventually("the step waits", async || Some(listed().await).filter(|run| run["retrying"].is_object())).await;
+    let row = steps(&service, &run_id).await[1].clone();
+    let message = row["error_message"].as_str().expect("a message");
+    assert!(message.contains("503"), "{message}");
+    let expected = json!({"step_id": "s1", "agent_name": "busy", "attempts": 1, "next_attempt_at": row["next_attempt_at"],
+        "error_message": message});
+    assert_eq!(run["retrying"], expected);
+    service.post(&format!("/api/v1/runs/{run_id}/cancel"), &json!({})).await.expect(200);
+    assert!(listed().await.get("retrying").is_none());
 }
 
 #[sqlx::test(migrator = "MIGRATOR")]

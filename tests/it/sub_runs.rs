@@ -210,7 +210,7 @@ async fn sub_runs_are_cancelled_level_by_level_and_not_one_by_one(pool: PgPool) 
     let given_up: Vec<Change> = (1..=3)
         .map(|number| {
             let (id, end) = (format!("s-m{number}"), StepEnd::Failed("why".to_owned()));
-            let ended = Some(EndedAttempt { id, end, call: None, of: None, memory: None });
+            let ended = Some(EndedAttempt { id, end, call: None, pause: None, of: None, memory: None });
             let (run_id, of) = ("top".to_owned(), Arc::clone(&of));
             Change { run_id, lease_token: lease, of, ended, begun: None, finished: None }
         })

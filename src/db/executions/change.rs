@@ -1,6 +1,6 @@
 //! Changes of a run that its driver writes.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -107,6 +107,8 @@ pub struct EndedAttempt {
     pub end: StepEnd,
     /// Call of the agent, if there was one, for the run's log.
     pub call: Option<AgentCall>,
+    /// Pause before the next attempt, if the step has failed and another one follows.
+    pub pause: Option<Duration>,
     /// Agent step for observers; `None` if the step calls no agent.
     pub of: Option<AgentStep>,
     /// Memory permit of the output until it is written.

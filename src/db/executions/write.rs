@@ -18,13 +18,23 @@ pub enum Locked {
     Wait,
 }
 
-/// SQL of [`write()`]; with `has_updates` it also inserts a row for observers, with `has_failures` it has the codes of
-/// failed runs.
-fn write_sql(locked: Locked, has_updates: bool, has_failures: bool) -> String {
+/// Parts of [`write()`] that few changes need.
+#[derive(Clone, Copy)]
+struct Parts {
+    /// Insert a row for observers.
+    updates: bool,
+    /// Codes of failed runs.
+    failures: bool,
+    /// Times of the attempts that follow failed ones.
+    retries: bool,
+}
+
+/// SQL of [`write()`].
+fn write_sql(locked: Locked, has: Parts) -> String {
     // `IS TRUE` hides the conditions on a status from the status index. That index changes with every statement, so it
     // is full of dead entries and its statistics are always wrong. Rows are found by their keys.
     let skip = if locked == Locked::Skip { "SKIP LOCKED" } else { "" };
-    let (updates_parameter, updates_column, insert_updates) = if has_updates {
+    let (updates_parameter, updates_column, insert_updates) = if has.updates {
         let insert_updates = ", outgoing AS (
             INSERT INTO monitoring_outbox (id, owner, updates)
             SELECT $23, $24, array_agg(updates ORDER BY run_id, nth) FROM held WHERE updates IS NOT NULL HAVING count(*) > 0
@@ -34,19 +44,26 @@ fn write_sql(locked: Locked, has_updates: bool, has_failures: bool) -> String {
     } else {
         ("", "", "")
     };
-    let (codes_parameter, codes_column, set_code) = match (has_failures, has_updates) {
-        (false, _) => ("", "", ""),
-        (true, true) => (", $25::text[]", ", run_code", ", error_code = run_code"),
-        (true, false) => (", $22::text[]", ", run_code", ", error_code = run_code"),
+    let more = [(has.failures, "run_code", "text[]"), (has.retries, "pause_secs", "float8[]")];
+    let more: Vec<_> =
+        more.into_iter().filter(|(is_there, ..)| *is_there).zip(if has.updates { 25 } else { 22 }..).collect();
+    let more_parameters: Vec<_> = more.iter().map(|((_, _, of), number)| format!(", ${number}::{of}")).collect();
+    let more_columns: Vec<_> = more.iter().flat_map(|((_, name, _), _)| [", ", name]).collect();
+    let (more_parameters, more_columns) = (more_parameters.concat(), more_columns.concat());
+    let set_code = if has.failures { ", error_code = run_code" } else { "" };
+    let set_next = if has.retries {
+        ", next_attempt_at = now() AT TIME ZONE 'UTC' + make_interval(secs => pause_secs)"
+    } else {
+        ""
     };
     format!(
         "WITH {RECORDS_ITSELF}, change AS MATERIALIZED (
             SELECT c.* FROM session, unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
                 $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[],
-                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{updates_parameter}{codes_parameter})
+                $16::text[], $17::text[], $18::float8[], $19::float8[], $20::int[], $21::text[]{updates_parameter}{more_parameters})
                 AS c (run_id, lease_token, ended_id, ended_status, output, step_error, begun_id, step_id, step_name,
                     agent_name, input, parent_step_id, branch_name, join_policy, place, run_status, run_error,
-                    nth, call_ms, http_status, call_fault{updates_column}{codes_column})
+                    nth, call_ms, http_status, call_fault{updates_column}{more_columns})
         ), held AS MATERIALIZED (
             SELECT c.*, r.organization_id FROM change c
             JOIN workflow_runs r ON r.run_id = c.run_id AND r.lease_token = c.lease_token
@@ -55,7 +72,7 @@ fn write_sql(locked: Locked, has_updates: bool, has_failures: bool) -> String {
         ), ended AS (
             UPDATE step_executions s
             SET status = ended_status, completed_at = now() AT TIME ZONE 'UTC', output_data = output::jsonb,
-                error_message = step_error
+                error_message = step_error{set_next}
             FROM held WHERE s.id = ended_id AND (s.status IN ('PENDING', 'RUNNING')) IS TRUE
             RETURNING s.run_id, s.step_id, s.id, s.agent_name, s.status, s.error_message, nth,
                 extract(epoch FROM s.completed_at - s.started_at) * 1000 AS ms, call_ms, http_status, call_fault
@@ -138,8 +155,14 @@ pub async fn write(
 ) -> Result<Vec<LeaseState>, Error> {
     let codes: Vec<Option<&str>> =
         changes.iter().map(|change| Some(change.finished.as_ref()?.failure.as_ref()?.code)).collect();
-    let has_failures = codes.iter().any(Option::is_some);
-    let sql = write_sql(locked, outgoing.is_some(), has_failures);
+    let pauses: Vec<Option<f64>> =
+        changes.iter().map(|change| Some(change.ended.as_ref()?.pause?.as_secs_f64())).collect();
+    let has = Parts {
+        updates: outgoing.is_some(),
+        failures: codes.iter().any(Option::is_some),
+        retries: pauses.iter().any(Option::is_some),
+    };
+    let sql = write_sql(locked, has);
     let calls = || changes.iter().map(|change| change.ended.as_ref()?.call);
     let text = |of: fn(&Change) -> Option<&str>| changes.iter().map(of).collect::<Vec<_>>();
     let lease_tokens: Vec<Uuid> = changes.iter().map(|change| change.lease_token).collect();
@@ -171,7 +194,8 @@ pub async fn write(
         Some(outgoing) => query.bind(&outgoing.updates).bind(outgoing.id).bind(outgoing.owner),
         None => query,
     };
-    let query = if has_failures { query.bind(codes) } else { query };
+    let query = if has.failures { query.bind(codes) } else { query };
+    let query = if has.retries { query.bind(pauses) } else { query };
     if locked == Locked::Skip {
         return Ok(query.fetch_all(conn).await?);
     }

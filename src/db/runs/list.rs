@@ -22,7 +22,8 @@ use crate::{
 /// Maximum number of groups that one page is merged from. With more groups, the runs are checked one by one.
 const MAX_GROUPS: usize = 500;
 
-/// The columns for lists, without inputs of more than 64 KiB. The size is computed only if many bytes are stored.
+/// The columns for lists, without inputs of more than 64 KiB. The size is computed only if many bytes are stored. What is
+/// retried is searched among the latest attempts of runs that run.
 const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_definition_id, workflow_version, status,
      CASE WHEN pg_column_size(input_data) <= 2000 OR octet_length(input_data::text) <= 65536 THEN input_data END AS input_data,
      input_data IS NOT NULL AS has_input, triggered_by, created_at, updated_at, completed_at, cancelled_at, cancelled_by,
@@ -31,7 +32,20 @@ const LISTED_COLUMNS: &str = "run_id, workflow_id, workflow_name, workflow_defin
      deadline_missed_at AT TIME ZONE 'UTC' AS deadline_missed_at,
      trigger_kind, trigger_id, trigger_at, chain_depth, flow_stage, flow_state, flow_key,
      status = 'FAILED' AND EXISTS (SELECT FROM run_usage u WHERE u.run_id = workflow_runs.run_id AND u.exceeded IS NOT NULL)
-         AS is_over_budget";
+         AS is_over_budget,
+     CASE WHEN status = 'RUNNING' AND paused_at IS NULL THEN (
+         SELECT jsonb_build_object('step_id', step_id, 'agent_name', agent_name, 'attempts', attempts,
+             'next_attempt_at', next_attempt_at, 'error_message', error_message)
+         FROM (
+             SELECT DISTINCT ON (step_id, place) step_id, agent_name, next_attempt_at, left(error_message, 500) AS error_message,
+                 count(*) OVER (PARTITION BY step_id, place) AS attempts
+             FROM (
+                 SELECT id, step_id, place, agent_name, next_attempt_at, error_message, started_at FROM step_executions s
+                 WHERE s.run_id = workflow_runs.run_id ORDER BY started_at DESC, id DESC LIMIT 20
+             ) AS latest ORDER BY step_id, place, started_at DESC, id DESC
+         ) AS last
+         -- An older one was given up with the block around it.
+         WHERE next_attempt_at > now() AT TIME ZONE 'UTC' - interval '1 minute' ORDER BY next_attempt_at LIMIT 1) END AS retrying";
 
 impl ListRow for RunRow {
     const TABLE: Table = Table {

@@ -29,6 +29,7 @@ pub struct StepRow {
     pub started_at: Timestamp,
     pub completed_at: Option<Timestamp>,
     pub error_message: Option<String>,
+    pub next_attempt_at: Option<Timestamp>,
     pub parent_step_id: Option<String>,
     pub branch_name: Option<String>,
     pub join_policy: Option<String>,
@@ -50,7 +51,7 @@ macro_rules! columns {
     ($data:literal) => {
         concat!(
             $data,
-            ", id, run_id, step_id, step_name, agent_name, status, started_at, completed_at, error_message, parent_step_id,
+            ", id, run_id, step_id, step_name, agent_name, status, started_at, completed_at, error_message, next_attempt_at, parent_step_id,
             branch_name, join_policy,
             (SELECT child_run_id FROM step_waits w WHERE w.attempt_id = step_executions.id) AS child_run_id,
             (SELECT jsonb_build_object('calls', 1, 'input_tokens', input_tokens, 'output_tokens', output_tokens, 'cost', cost::text)

@@ -123,18 +123,23 @@ impl Run {
             }
             drop(span);
             self.note_attempt((&step.id, path, agent_name), number, started, &result);
-            self.end(path, result.as_deref().map_err(Clone::clone), call);
+            // Another agent knows nothing of the conversation.
+            let may_mend = may_mend && conversation.task_id.is_none() && conversation.context_id.is_none();
+            // What follows a failure, unless the run ends here.
+            let next = result.as_ref().err().filter(|_| excess.is_none()).map(|cause| {
+                let failed = FailedAttempt { cause: cause.clone(), fault, pause, may_mend, fallbacks };
+                self.next_call(&mut callees, &step.id, failed)
+            });
+            let pause = next.as_ref().and_then(|next| next.as_ref().ok().copied());
+            self.end_call(path, &result, call, pause);
             drop(settling);
             self.end_if_exceeded(excess).await;
             drop((under_way, memory));
-            let cause = match result {
+            let next = match result {
                 Ok(output) => return Ok(output),
-                Err(cause) => cause,
+                Err(cause) => next.unwrap_or(Err(cause)),
             };
-            // Another agent knows nothing of the conversation.
-            let may_mend = may_mend && conversation.task_id.is_none() && conversation.context_id.is_none();
-            let failed = FailedAttempt { cause, fault, pause, may_mend, fallbacks };
-            match self.next_call(&mut callees, &step.id, failed) {
+            match next {
                 Ok(pause) => {
                     interrupted = interrupted.filter(|interrupted| interrupted.agent_name == callees.current());
                     self.ledger.request_flush();

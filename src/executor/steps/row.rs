@@ -1,5 +1,7 @@
 //! Rows of attempts at steps.
 
+use std::time::Duration;
+
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -23,6 +25,20 @@ impl Run {
             Err(cause) => (StepEnd::Failed(cause), None),
         };
         self.ledger.end(path, end, call, memory);
+    }
+
+    /// Ends the attempt at this step path that has called an agent. `pause`: that before the next attempt, if one follows.
+    pub(super) fn end_call(
+        &self,
+        path: &str,
+        result: &Result<Box<RawValue>, String>,
+        call: Option<AgentCall>,
+        pause: Option<Duration>,
+    ) {
+        match (result, pause) {
+            (Err(cause), Some(pause)) => self.ledger.end_before_next(path, cause.clone(), call, pause),
+            _ => self.end(path, result.as_deref().map_err(Clone::clone), call),
+        }
     }
 
     /// The row of an attempt that begins.

@@ -15,7 +15,7 @@ use crate::{
     },
     db::{
         flow::{FlowState, Waiting},
-        runs::{BareStep, RunRow, ShownRun, StepRow},
+        runs::{BareStep, Retrying, RunRow, ShownRun, StepRow},
     },
     input::object_of,
     run::RunStatus,
@@ -99,6 +99,33 @@ pub struct Run {
     trigger: Option<RunTrigger>,
     /// Place in the flow control of its workflow; null: it is not under flow control.
     flow_control: Option<RunFlow>,
+    /// In a list: the step of a RUNNING run that waits for its next attempt; otherwise absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = RunRetry)]
+    retrying: Option<RunRetry>,
+}
+
+/// Step of a run of which an attempt has failed and the next one has not begun.
+#[derive(Serialize, ToSchema)]
+pub struct RunRetry {
+    /// Id of the step.
+    step_id: String,
+    /// Agent that the failed attempt has called.
+    agent_name: String,
+    /// Number of its attempts so far, counted among the last 20 of the run.
+    attempts: i64,
+    /// When the next attempt begins.
+    #[schema(value_type = String, format = DateTime)]
+    next_attempt_at: Timestamp,
+    /// Why the last attempt has failed, at most 500 characters.
+    error_message: Option<String>,
+}
+
+impl From<Retrying> for RunRetry {
+    fn from(row: Retrying) -> Self {
+        let Retrying { step_id, agent_name, attempts, next_attempt_at, error_message } = row;
+        Self { step_id, agent_name, attempts, next_attempt_at: next_attempt_at.into(), error_message }
+    }
 }
 
 /// Trigger that started a run.
@@ -191,6 +218,7 @@ impl From<RunRow> for Run {
             deadline_missed_at: row.deadline_missed_at,
             trigger,
             flow_control,
+            retrying: row.retrying.map(|retrying| retrying.0.into()),
         }
     }
 }
@@ -242,6 +270,7 @@ impl Run {
             deadline_missed_at: None,
             trigger: None,
             flow_control,
+            retrying: None,
         }
     }
 }
@@ -419,6 +448,10 @@ pub struct Step {
     completed_at: Option<Timestamp>,
     /// Reason of the failure.
     error_message: Option<String>,
+    /// When the next attempt at the step begins, or was to begin; absent if none follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, format = DateTime)]
+    next_attempt_at: Option<Timestamp>,
     /// Id of the step that contains this branch or iteration.
     parent_step_id: Option<String>,
     /// Name of the branch.
@@ -457,6 +490,7 @@ impl From<StepRow> for Step {
             started_at: row.started_at,
             completed_at: row.completed_at,
             error_message: row.error_message,
+            next_attempt_at: row.next_attempt_at,
             parent_step_id: row.parent_step_id,
             branch_name: row.branch_name,
             join_policy: row.join_policy,

@@ -45,7 +45,7 @@ export function cell(run, column) {
         case "completed": return run.completed_at;
         case "by": return run.triggered_by;
         case "priority": return run.priority;
-        case "error": return run.error_message;
+        case "error": return run.error_message ?? (run.retrying && `step ${run.retrying.step_id} is tried again after attempt ${run.retrying.attempts}: ${run.retrying.error_message}`);
         case "parent": return run.parent_run_id;
         case "version": return run.workflow_version;
         case "trigger": return run.trigger?.kind;

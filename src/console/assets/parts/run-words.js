@@ -11,14 +11,16 @@ export function under(run, rows) {
     return of("RUNNING") ?? (rows.some((row) => row.last.status === "PENDING") ? null : of("FAILED") ?? null);
 }
 
-/** Which attempt of its agent a row is at, of how many (0: not known), and how long the pause before the next one is at most.
- * @param {StepRow} row @param {any} agent */
-export function attemptOf(row, agent) {
+/** Which attempt of its agent a row is at, of how many if that is known, and when the next one begins.
+ * @param {StepRow} row @param {any} agent @param {number} now */
+export function attemptOf(row, agent, now) {
     const count = row.attempts.filter((one) => one.agent_name === row.last?.agent_name).length;
-    const { max_retries: retries, initial_delay_ms: first, max_delay_ms: longest, backoff_multiplier: growth } = agent?.name === row.last?.agent_name ? agent?.retry_config ?? {} : {};
+    const { max_retries: retries } = agent?.name === row.last?.agent_name ? agent?.retry_config ?? {} : {};
     // After a retry of the run there are more than the agent is given.
     const most = count <= Math.max(1, retries) ? Math.max(1, retries) : 0;
-    return { count, most, words: `attempt ${count}${most ? ` of ${most}` : ""}`, pause: most > count ? Math.min(longest, first * growth ** (count - 1)) : NaN };
+    const left = Date.parse(row.last?.next_attempt_at) - now;
+    const next = Number.isNaN(left) ? "" : left > 0 ? `next in ${duration(left)}` : "next is due";
+    return { words: `attempt ${count}${most ? ` of ${most}` : ""}`, next };
 }
 
 /** What a step of the definition waits for when it waits for people, in words; else nothing. @param {any} step */
@@ -47,10 +49,9 @@ export function runWords(run, callbacks, rows, now, { steps, agent } = {}) {
         if (!running.length && pending) return `${["waiting", waitsForPeople(steps?.[pending.id]), "at step"].filter(Boolean).join(" ")} ${pending.id} for ${until(pending.last.started_at)}`;
         const busy = under(run, rows);
         if (!busy) return `running for ${until(run.created_at)}`;
-        const tried = attemptOf(busy, agent);
+        const tried = attemptOf(busy, agent, now);
         if (busy.last.status === "FAILED") {
-            const next = tried.pause >= 0 ? `, the next one follows, usually within ${duration(tried.pause)}` : "";
-            return `at step ${busy.id}, ${tried.words} has failed${next}: ${busy.last.error_message ?? ""}`;
+            return `at step ${busy.id}, ${tried.words} has failed${tried.next && `, ${tried.next}`}: ${busy.last.error_message ?? ""}`;
         }
         const before = busy.attempts.at(-2);
         const again = before ? `, ${tried.words}` : "";

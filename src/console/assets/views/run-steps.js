@@ -39,8 +39,8 @@ export function RunTable({ rows: begun, run, definition, agent, chosen, choose }
     const rows = useMemo(() => withPlan(begun, definition.data?.workflow_data), [begun, definition.data]);
     const busy = under(run, begun);
     const times = (/** @type {StepRow} */ row) => {
-        const { words, pause } = attemptOf(row, agent);
-        return row !== busy ? row.attempts.length : `${words}${row.last.status === "FAILED" && pause >= 0 ? `, next within ${duration(pause)}` : ""}`;
+        const { words, next } = attemptOf(row, agent, moment);
+        return row !== busy ? row.attempts.length : `${words}${next && `, ${next}`}`;
     };
     const error = (/** @type {StepRow} */ { last, attempts }) => last.error_message ?? (last.status === "RUNNING" && attempts.at(-2)?.error_message ? `attempt before: ${attempts.at(-2).error_message}` : "");
     if (!rows.length) return html`<p class="faint">${run.status === "PENDING" ? "No step has begun yet." : "This run has no steps."}</p>`;
@@ -154,11 +154,12 @@ function Attempt({ runId, attempt, number, count, log, previews }) {
     const latency = entries.find((entry) => entry.duration_ms !== null)?.duration_ms;
     const facts = [["Status", html`<${Status} status=${attempt.status} />`], ["Started", html`<${Time} at=${attempt.started_at} absolute />`],
         ["Took", duration(span(attempt.started_at, attempt.completed_at, moment))], ["Agent", attempt.agent_name],
+        ["Next attempt", number === count && attempt.next_attempt_at && html`<${Time} at=${attempt.next_attempt_at} absolute />`],
         ["HTTP status", http], ["Latency", latency === undefined ? undefined : duration(latency)],
         ["Tokens", attempt.usage && `${attempt.usage.input_tokens} in, ${attempt.usage.output_tokens} out`],
         ["Sub-run", attempt.child_run_id && html`<a class="mono" href=${to("runs", attempt.child_run_id)}>${attempt.child_run_id}</a>`]];
     return html`<details class="attempt" open=${isOpen} onToggle=${(/** @type {any} */ event) => setOpen(event.target.open)}><summary>Attempt ${number} of ${count} <${Status} status=${attempt.status} /></summary>
-        <${Facts} items=${facts.filter(([, value]) => value !== undefined && value !== null && value !== "")} />
+        <${Facts} items=${facts.filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false)} />
         ${attempt.error_message && html`<p class="bad">${attempt.error_message}</p>`}
         ${!attempt.completed_at && previews.map(({ artifact, text }) => html`<h3 key=${`h ${artifact}`}>Preview</h3>
             <pre key=${artifact} class="wrap" tabindex="0" aria-label="Preview of the output">${text}</pre>`)}

@@ -150,18 +150,21 @@ function Cell({ run, name }) {
         case "workflow": return html`<a href=${to("runs", run.id)}>${run.workflow_name}</a>`;
         case "status": return html`<${Status} status=${run.status} paused=${Boolean(run.paused_at) && allows(run, "cancel")} />`;
         case "created": return html`<${Time} at=${run.created_at} />`;
+        case "error": return html`${run.retrying && html`<span class="faint">next attempt <${Time} at=${run.retrying.next_attempt_at} />, </span>`}<${Text} value=${cell(run, name)} />`;
         case "completed": return html`<${Time} at=${run.completed_at} />`;
         case "due": return html`<${Time} at=${run.trigger?.at} />`;
         case "deadline": return html`<span class=${run.deadline_missed_at ? "bad" : ""}><${Time} at=${run.deadline_at} />${run.deadline_missed_at ? " missed" : ""}</span>`;
         case "trigger": return run.trigger && html`<a href=${to("triggers", run.trigger.id)}>${run.trigger.kind}</a>`;
         case "took": return took(run, use(now));
         case "parent": return run.parent_run_id && html`<a class="mono" href=${to("runs", run.parent_run_id)}>${shortId(run.parent_run_id)}</a>`;
-        default: {
-            const value = cell(run, name);
-            const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
-            return html`<span class="clip" title=${text.slice(0, 1000)}>${text.slice(0, 200)}</span>`;
-        }
+        default: return html`<${Text} value=${cell(run, name)} />`;
     }
+}
+
+/** @param {{ value: unknown }} props */
+function Text({ value }) {
+    const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+    return html`<span class="clip" title=${text.slice(0, 1000)}>${text.slice(0, 200)}</span>`;
 }
 
 /** @param {{ filtered: boolean }} props */
