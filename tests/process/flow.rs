@@ -39,13 +39,14 @@ async fn count(pool: &PgPool, condition: &str) -> i64 {
 async fn a_thousand_runs_over_killed_processes_never_exceed_their_limit_and_all_end(pool: PgPool) {
     let environment = Environment::new(&pool);
     let mut first = environment.serve().await;
-    let second = {
+    let (mut apis, mut others) = (vec![environment.clone()], Vec::new());
+    for _ in 1..5 {
         let port = free_port();
-        let mut second = environment.clone().with("API_PORT", &port.to_string());
-        second.url = format!("http://127.0.0.1:{port}");
-        second
-    };
-    let _second_api = second.serve().await;
+        let mut other = environment.clone().with("API_PORT", &port.to_string());
+        other.url = format!("http://127.0.0.1:{port}");
+        others.push(other.serve().await);
+        apis.push(other);
+    }
     let workflow = environment.chain("limited", &[agent().await]).await;
     let limit = json!({"concurrency": {"limit": LIMIT}});
     let answer = reqwest::Client::new()
@@ -69,17 +70,17 @@ async fn a_thousand_runs_over_killed_processes_never_exceed_their_limit_and_all_
         }
     });
     let mut executor = environment.start(&["executor"]);
-    let apis = [environment.clone(), second.clone()];
     let starts = futures_util::stream::iter(0..RUNS).map(|number| {
-        let (api, workflow) = (apis[number % 2].clone(), workflow.clone());
+        let (api, workflow) = (apis[number % apis.len()].clone(), workflow.clone());
         async move { api.execute(&workflow).await }
     });
     let acknowledged: HashSet<String> = starts.buffer_unordered(16).filter_map(async |run_id| run_id).collect().await;
     assert_eq!(acknowledged.len(), RUNS);
     eventually("some have ended", async || (count(&pool, "status = 'COMPLETED'").await > 50).then_some(())).await;
-    // The executor dies with its slots, and one of the processes that admit runs.
+    // The executor dies with its slots, and two of the five processes that admit runs.
     executor.kill().await;
     first.kill().await;
+    others[0].kill().await;
     let before = count(&pool, "status = 'COMPLETED'").await;
     let silent = "UPDATE processes SET heartbeat_at = heartbeat_at - interval '8 seconds' WHERE role = 'executor'";
     sqlx::query(silent).execute(&pool).await.expect("done");

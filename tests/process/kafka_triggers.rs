@@ -129,13 +129,13 @@ async fn a_process_that_is_killed_before_its_offsets_are_committed_loses_and_rep
 
 /// C2, test 4.
 #[sqlx::test(migrations = false)]
-async fn three_processes_that_come_and_go_under_load_start_each_run_once(pool: PgPool) {
+async fn five_processes_that_come_and_go_under_load_start_each_run_once(pool: PgPool) {
     const RECORDS: usize = 6000;
     let environment = Environment::new(&pool);
     let _first = environment.serve().await;
     let topic = topic(&environment, 6).await;
     let group = trigger(&environment, &topic).await;
-    let mut others = [another(&environment), another(&environment)];
+    let mut others: Vec<Program> = (1..5).map(|_| another(&environment)).collect();
     let load = async {
         for begin in (0..RECORDS).step_by(500) {
             count_up(&environment, &topic, begin..begin + 500, 6).await;
@@ -146,7 +146,7 @@ async fn three_processes_that_come_and_go_under_load_start_each_run_once(pool: P
         while seen < RECORDS {
             seen = eventually("more runs", async || Some(count(&pool).await).filter(|now| *now > seen)).await;
             if changed < 6 {
-                let victim = &mut others[changed % 2];
+                let victim = &mut others[changed % 4];
                 if changed % 3 == 2 {
                     victim.terminate().await;
                 } else {

@@ -326,6 +326,47 @@ async fn a_debounced_run_outlives_a_death_after_any_statement(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
+async fn a_throttled_run_outlives_a_death_after_any_statement(pool: PgPool) {
+    let scene = Scene::new(&pool).await;
+    held_runs(&scene, &json!({"throttle": {"limit": 1, "period_seconds": 3600}}), 3).await;
+    scene.write("CREATE TABLE hour (admitted bigint); INSERT INTO hour VALUES (0)").await;
+    let an_hour_later = "
+        UPDATE hour SET admitted = (SELECT count(*) FROM workflow_runs WHERE flow_state = 'admitted');
+        UPDATE flow_throttles SET busy_until = now();
+        UPDATE flow_wakes SET due_at = now()";
+    scene.write(an_hour_later).await;
+    let statements = scene
+        .die_after_each(
+            "DELETE FROM flow_wakes",
+            "SELECT count(*) = 3 FROM workflow_runs WHERE flow_state = 'admitted'",
+            "SELECT count(*) FILTER (WHERE flow_state = 'admitted') - (SELECT admitted FROM hour)
+                     = (SELECT count(*) FROM flow_throttles WHERE busy_until > now())
+                 AND bool_and(flow_state = 'admitted' OR NOT EXISTS (
+                     SELECT FROM outbox o WHERE o.run_id = r.run_id)) FROM workflow_runs r",
+            an_hour_later,
+        )
+        .await;
+    have_all(&statements, &["DELETE FROM flow_wakes", "UPDATE flow_throttles", "INSERT INTO outbox", "COMMIT"]);
+}
+
+/// One statement finds it, records the event, and remembers that.
+#[sqlx::test(migrations = false)]
+async fn silence_is_told_once_however_often_a_process_dies_after_it_was_found(pool: PgPool) {
+    let scene = Scene::new(&pool).await;
+    held_runs(&scene, &json!({"silence_hours": 1}), 0).await;
+    scene.write("INSERT INTO event_topics (topic) VALUES ('events')").await;
+    scene.write("UPDATE workflow_silences SET watched_since = now() - interval '2 hours', due_at = now()").await;
+    for death in 0..3 {
+        let found = scene.die_after("serve", &["'workflow.silent', NULL"], 1, "SELECT false").await;
+        assert!(found.is_some(), "death {death}");
+        let told = "SELECT (SELECT count(*) FROM webhook_events WHERE event_type = 'workflow.silent') = 1
+                        AND silent_since = watched_since AND due_at > now() FROM workflow_silences";
+        assert!(scene.value::<bool>(told).await, "death {death}");
+        scene.write("UPDATE workflow_silences SET due_at = now()").await;
+    }
+}
+
+#[sqlx::test(migrations = false)]
 async fn a_missed_deadline_outlives_a_death_after_any_statement(pool: PgPool) {
     let scene = Scene::new(&pool).await;
     held_runs(&scene, &json!({"deadline_seconds": 3600, "deadline_action": "cancel"}), 1).await;

@@ -47,6 +47,12 @@ async fn in_state(pool: &PgPool, state: &str) -> i64 {
     sqlx::query_scalar(sql).bind(state).fetch_one(pool).await.expect("a count")
 }
 
+/// The leases of killed processes are over, and those of the others too.
+async fn end_leases(pool: &PgPool) {
+    let sql = "UPDATE webhook_deliveries SET due_at = now(), leased_until = now() WHERE lease IS NOT NULL AND state = 'pending'";
+    sqlx::query(sql).execute(pool).await.expect("leases");
+}
+
 /// What a killed process was sending is sent by another one, and everything else once.
 #[sqlx::test(migrations = false)]
 async fn a_killed_sender_loses_no_delivery(pool: PgPool) {
@@ -64,13 +70,47 @@ async fn a_killed_sender_loses_no_delivery(pool: PgPool) {
     receiver.gate.add_permits(10_000);
     let second = environment.clone().with("API_PORT", &free_port().to_string());
     let _second = second.start(&["serve"]);
-    // The leases of the killed process are over.
-    let sql = "UPDATE webhook_deliveries SET due_at = now(), leased_until = now() WHERE lease IS NOT NULL AND state = 'pending'";
-    sqlx::query(sql).execute(&pool).await.expect("leases");
+    end_leases(&pool).await;
     eventually("all are delivered", async || (in_state(&pool, "delivered").await == 200).then_some(())).await;
     let ids = receiver.ids();
     assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), 200);
     assert!(ids.len() <= 208, "{} requests: only what was under way is sent again", ids.len());
+}
+
+/// Five processes send for one endpoint; one after the other is killed and replaced.
+#[sqlx::test(migrations = false)]
+async fn five_senders_that_are_killed_one_after_the_other_lose_no_delivery(pool: PgPool) {
+    const EVENTS: usize = 1500;
+    const IN_FLIGHT: usize = 8;
+    let environment = Environment::new(&pool);
+    let first = environment.serve().await;
+    let (receiver, url) = Receiver::start(Semaphore::MAX_PERMITS).await;
+    let body = json!({"name": "w", "url": url, "event_types": ["*"], "max_in_flight": IN_FLIGHT});
+    assert_eq!(environment.post("/api/v1/webhooks", &body).await.expect("an answer").status(), 201);
+    let another = || environment.clone().with("API_PORT", &free_port().to_string()).start(&["serve"]);
+    let mut all = vec![first];
+    all.extend((1..5).map(|_| another()));
+    let sql = "SELECT count(record_event('default', 'run.failed', NULL, '{}')) FROM generate_series(1, $1::int)";
+    sqlx::query(sql).bind(i32::try_from(EVENTS).expect("small")).execute(&pool).await.expect("events");
+    let (mut killed, mut seen) = (0, 0);
+    while seen < EVENTS {
+        seen = eventually("more are delivered", async || {
+            let now = usize::try_from(in_state(&pool, "delivered").await).expect("a count");
+            (now > seen).then_some(now)
+        })
+        .await;
+        if killed < 10 && seen < EVENTS {
+            all[killed % 5].kill().await;
+            all[killed % 5] = another();
+            killed += 1;
+            end_leases(&pool).await;
+        }
+    }
+    assert!(killed > 2, "{killed} were killed");
+    let ids = receiver.ids();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), EVENTS);
+    let most = EVENTS + IN_FLIGHT * killed;
+    assert!(ids.len() <= most, "{} requests, {killed} were killed: only what was under way is sent again", ids.len());
 }
 
 /// Value of a series of the metrics, as soon as there is one.
