@@ -1,5 +1,5 @@
-//! `webhooks`: deliveries to a receiver in this process, against the same requests sent without the service; and the latency of an
-//! endpoint beside one that does not answer.
+//! `webhooks`: deliveries to a receiver in this process, against the same requests sent without the service; the latency of an
+//! endpoint beside one that does not answer; and the time in which retention drops a day of deliveries.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,10 @@ use crate::{
 const IN_FLIGHT: usize = 32;
 /// Events a second beside an endpoint that does not answer.
 const RATE: usize = 100;
+/// Deliveries of a day that is dropped.
+const OF_A_DAY: i32 = 1_000_000;
+/// Days after which they are dropped.
+const KEPT_DAYS: i32 = 14;
 /// Time limit of a measurement.
 const PATIENCE: Duration = Duration::from_mins(3);
 
@@ -82,6 +86,7 @@ pub async fn run(bench: &Bench, events: usize, rounds: usize) -> Result<Report> 
     let mut report = Report::new("webhooks");
     throughput(bench, events, rounds, &mut report).await?;
     isolation(bench, &mut report).await?;
+    retention(bench, rounds, &mut report).await?;
     Ok(report)
 }
 
@@ -190,4 +195,82 @@ async fn isolation(bench: &Bench, report: &mut Report) -> Result<()> {
         report.row(p99.aim(Aim::AtMost(1000.0)));
     }
     Ok(())
+}
+
+/// What retention takes to drop the partitions of a day, and how long other statements wait meanwhile.
+async fn retention(bench: &Bench, rounds: usize, report: &mut Report) -> Result<()> {
+    let (mut drops, mut waits, mut controls) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        eprintln!("webhooks: a day to drop, {} of {rounds}", round + 1);
+        let stack = Stack::start(bench, &Setup::default()).await?;
+        // In one transaction, so that the service finds it with all its rows.
+        let sql = format!(
+            "BEGIN;
+             DO $$ DECLARE day date := (now() AT TIME ZONE 'UTC')::date - {KEPT_DAYS} - 6; parent text; BEGIN
+                 FOREACH parent IN ARRAY ARRAY['webhook_deliveries', 'webhook_attempts'] LOOP
+                     EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
+                         parent || to_char(day, '_YYYYMMDD'), parent, day || ' 00:00:00+00', day + 1 || ' 00:00:00+00');
+                 END LOOP;
+                 INSERT INTO webhook_deliveries (id, created_at, webhook_id, organization_id, event_id, event_type, event_at,
+                     run_id, body, state, attempts, status_code, ended_at)
+                 SELECT gen_random_uuid(), day + interval '1 hour', gen_random_uuid(), 'default', gen_random_uuid(),
+                     'run.completed', now(), 'run-' || gen_random_uuid(), repeat('x', 400), 'delivered', 1, 200, now()
+                 FROM generate_series(1, {OF_A_DAY});
+                 INSERT INTO webhook_attempts (id, delivery_id, created_at, number, started_at, duration_ms, outcome,
+                     status_code, is_internal)
+                 SELECT gen_random_uuid(), gen_random_uuid(), day + interval '1 hour', 1, now(), 5, 'success', 200, false
+                 FROM generate_series(1, {OF_A_DAY});
+             END $$;
+             COMMIT"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&stack.pool).await?;
+        bench.checkpoint().await?;
+        let (dropped, took, wait) = drop_a_day(&stack).await?;
+        report.check(format!("a day is dropped, round {}", round + 1), dropped.ok_or_else(|| "none".to_owned()));
+        drops.push(took);
+        waits.push(wait);
+        // The call finds nothing any more, and takes a moment: the others are watched for as long as before.
+        let began = Instant::now();
+        let mut longest: f64 = 0.0;
+        while 1000.0 * began.elapsed().as_secs_f64() < took {
+            longest = longest.max(drop_a_day(&stack).await?.2);
+        }
+        controls.push(longest);
+        stack.stop().await?;
+    }
+    let what = "dropping a day of a million deliveries and their attempts";
+    report.row(Row::new(what, "ms", drops));
+    report.row(Row::new(format!("{what}: the longest other statement"), "ms", waits).aim(Aim::AtMost(100.0)));
+    report.row(Row::new("control: the longest statement beside calls that find nothing", "ms", controls));
+    Ok(())
+}
+
+/// The partition that was dropped, the time of the call, and the longest time of inserts and searches of deliveries
+/// meanwhile, in ms.
+async fn drop_a_day(stack: &Stack<'_>) -> Result<(Option<String>, f64, f64)> {
+    let ms = |began: Instant| 1000.0 * began.elapsed().as_secs_f64();
+    let (done, is_done) = tokio::sync::oneshot::channel();
+    let drop = async {
+        let began = Instant::now();
+        let sql = "SELECT keep_webhook_partitions($1)";
+        let dropped: Option<String> = sqlx::query_scalar(sql).bind(KEPT_DAYS).fetch_one(&stack.pool).await?;
+        let took = ms(began);
+        let _ = done.send(());
+        anyhow::Ok((dropped, took))
+    };
+    let others = async {
+        let (mut is_done, mut longest) = (is_done, 0.0_f64);
+        while is_done.try_recv().is_err() {
+            let began = Instant::now();
+            let sql = "WITH due AS (
+                    SELECT count(*) FROM webhook_deliveries WHERE webhook_id = $1 AND state = 'pending' AND due_at <= now())
+                INSERT INTO webhook_deliveries (id, webhook_id, organization_id, event_id, event_type, event_at, body, state)
+                SELECT gen_random_uuid(), $1, 'default', gen_random_uuid(), 'run.failed', now(), '{}', 'held' FROM due";
+            sqlx::query(sql).bind(uuid::Uuid::new_v4()).execute(&stack.pool).await?;
+            longest = longest.max(ms(began));
+        }
+        anyhow::Ok(longest)
+    };
+    let ((dropped, took), longest) = tokio::try_join!(drop, others)?;
+    Ok((dropped, took, longest))
 }
