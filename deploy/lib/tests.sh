@@ -135,6 +135,12 @@ clients() {
     rm -rf "$run"
 }
 
+a2a_client_target() { echo "$CACHE/a2a_rust"; }
+
+build_a2a_client() {
+    cargo build --locked --quiet --manifest-path tests/clients/a2a_rust/Cargo.toml --target-dir "$(a2a_client_target)" >&2
+}
+
 generate_and_run_clients() {
     local tools=$1 run=$2 bin="$1/node_modules/.bin"
     step "Client in TypeScript: generate, compile, run"
@@ -165,8 +171,7 @@ generate_and_run_clients() {
     step "Requests of chat completions, held against OpenAI's package"
     "$tools/openai/bin/python" tests/clients/sdk_chat.py "$PROGRAM_URL" || return 1
     step "Client and agent of the A2A SDK in Rust: build, run"
-    cargo build --locked --quiet --manifest-path tests/clients/a2a_rust/Cargo.toml --target-dir "$tools/a2a_rust" >&2 &&
-        python3 tests/clients/a2a_rust.py "$PROGRAM_URL" "$tools/a2a_rust/debug/a2a_rust" || return 1
+    build_a2a_client && python3 tests/clients/a2a_rust.py "$PROGRAM_URL" "$(a2a_client_target)/debug/a2a_rust" || return 1
     step "Client of a workflow: the A2A SDK in JavaScript"
     cp tests/clients/a2a_js.mjs "$run" && node "$run/a2a_js.mjs" "$PROGRAM_URL" || return 1
     local sdk
